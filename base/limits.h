@@ -1,0 +1,21 @@
+/* limits.h - every maximum of the system in one place. A limit has a test at the limit. */
+#ifndef DS_BASE_LIMITS_H
+#define DS_BASE_LIMITS_H
+
+enum {
+    DS_MAX_PROMPT_TOKENS =
+        1 << 20, /* tokens of one prompt, on any surface; the model's positions bind first */
+    DS_MAX_STOP_STRINGS = 16,
+    DS_MAX_STOP_BYTES = 1024, /* bytes of one stop string */
+    DS_MAX_STOP_TOKENS = 64,
+    DS_MAX_LOGIT_BIAS = 1024, /* entries of logit_bias */
+    DS_MAX_TOP_LOGPROBS = 20,
+    DS_MAX_N = 64,                /* choices of one request */
+    DS_MAX_PAGE_TOKENS = 16,      /* tokens of one KV page */
+    DS_MAX_FRAME_BYTES = 8 << 20, /* one protobuf frame between processes */
+    DS_MAX_HTTP_HEADER_BYTES = 32 << 10,
+    DS_MAX_HTTP_BODY_BYTES = 8 << 20,
+    DS_MAX_JSON_DEPTH = 64,
+};
+
+#endif

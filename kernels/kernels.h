@@ -1,0 +1,194 @@
+/* kernels.h - the one op table for every back end.
+ *
+ * A step is a list of flattened rows: each token of each request, prefill or verify, is one independent row.
+ * Ops are model-sized, enqueue on the back end's stream and do not allocate, so a CUDA graph can hold them.
+ * Every pointer below is device memory of the back end (`alloc`), unless its comment says host.
+ *
+ * Batch invariance (docs/architecture.md, Decided 4): the result of a row does not depend on which other rows
+ * are in the call. Reductions run in one fixed order; no split depends on the number of rows.
+ *
+ * Shape letters (docs/shapes.md): T rows of the step, R rows whose logits are wanted, S sequence slots,
+ * C hidden size, H query heads, G KV heads, D head size, I MLP size, V vocabulary rows, P pages,
+ * N/K output/input width of a linear. Matrices are row-major, [out, in]. Activations are f32 on the CPU. */
+#ifndef DS_KERNELS_H
+#define DS_KERNELS_H
+
+#include "base/err.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef enum { DS_F32 = 0, DS_BF16 = 1, DS_F16 = 2, DS_I8 = 3 } ds_dtype;
+size_t ds_dtype_size(ds_dtype t);      /* bytes of one element */
+const char *ds_dtype_name(ds_dtype t); /* "f32", ... */
+
+/* A weight matrix [n, k]. I8 has one f32 scale per row and block of 32 inputs: w = scale[n, k/32] * q. */
+typedef struct ds_mat {
+    const void *data;   /* [n, k] of dtype; may point into a mapped checkpoint (any 2-byte alignment) */
+    const float *scale; /* [n, k/32] f32 for DS_I8, else NULL */
+    int n, k;
+    ds_dtype dtype;
+} ds_mat;
+enum { DS_I8_BLOCK = 32 };
+
+typedef struct ds_vec { /* a weight vector [n], e.g. of a norm */
+    const void *data;
+    int n;
+    ds_dtype dtype;
+} ds_vec;
+
+/* One layer's paged KV: element (page, head, slot, j) of K is k[((page * G + head) * page_tokens + slot) * D
+ * + j]. */
+typedef struct ds_kv_layer {
+    void *k, *v;
+    ds_dtype dtype; /* F32 or BF16 */
+} ds_kv_layer;
+
+/* Rows of the step. Rows of one sequence are contiguous and in position order. */
+typedef struct ds_rows {
+    int T;
+    const int32_t *token;      /* [T] token id, 0 <= id < V */
+    const int32_t *pos;        /* [T] absolute position in the sequence */
+    const int32_t *slot;       /* [T] sequence slot: row of page_table */
+    const int32_t *page_table; /* [S, page_stride] page id of each page of a slot */
+    int page_stride;           /* entries per slot */
+    int page_tokens;           /* tokens per page */
+} ds_rows;
+
+typedef struct ds_embed_args { /* y[t] = table[token[t]] */
+    ds_mat table;              /* [V, C] */
+    const int32_t *token;      /* [T] */
+    float *y;                  /* [T, C] */
+    int T;
+} ds_embed_args;
+
+typedef struct ds_rmsnorm_args { /* y = x * rsqrt(mean(x^2) + eps) * w; y may be x */
+    const float *x;              /* [T, C] */
+    ds_vec w;                    /* [C] */
+    float *y;                    /* [T, C] */
+    float eps;
+    int T;
+} ds_rmsnorm_args;
+
+typedef struct ds_linear_args { /* y = x W^T, or y += x W^T */
+    const float *x;             /* [T, K], row stride x_stride */
+    ds_mat w;                   /* [N, K] */
+    float *y;                   /* [T, N], row stride y_stride */
+    int T, x_stride, y_stride;  /* strides in elements */
+    int accumulate;             /* 1: y += (residual add) */
+} ds_linear_args;
+
+typedef struct ds_rope {    /* tables made at load; YaRN and others only change the tables */
+    const float *cos, *sin; /* [positions, D/2], attention factor multiplied in */
+    int positions;
+} ds_rope;
+
+typedef struct ds_qkv_args { /* per head rms-norm of q and k, rope (half-split pairs j, j+D/2), K and V to
+                                pages */
+    ds_rows rows;
+    float *qkv; /* [T, (H + 2G) * D]: q heads, k heads, v heads; q is normed and rotated in place */
+    ds_vec q_norm, k_norm; /* [D]; data NULL: no norm */
+    ds_rope rope;
+    ds_kv_layer kv;
+    float eps;
+    int H, G, D;
+} ds_qkv_args;
+
+typedef struct ds_attn_args { /* causal: row at pos p reads keys 0..p of its slot from pages */
+    ds_rows rows;
+    const float *q; /* [T, q_stride], first H*D of each row used */
+    int q_stride;
+    ds_kv_layer kv;
+    float *out;  /* [T, H*D] */
+    float scale; /* D^-0.5 */
+    int H, G, D;
+} ds_attn_args;
+
+typedef struct ds_silu_mul_args { /* y[t,i] = silu(gu[t,i]) * gu[t,I+i] */
+    const float *gu;              /* [T, 2I]: gate then up */
+    float *y;                     /* [T, I] */
+    int T, I;
+} ds_silu_mul_args;
+
+typedef struct ds_gather_args { /* y[r] = x[row[r]] */
+    const float *x;             /* [T, C] */
+    const int32_t *row;         /* [R] */
+    float *y;                   /* [R, y_stride] */
+    int R, C, y_stride;
+} ds_gather_args;
+
+/* How to sample one row. All fields are validated by the caller; host memory. */
+typedef struct ds_sample_row {
+    float temperature;         /* 0: argmax, lowest id on ties */
+    float top_p;               /* (0, 1]; 1: off */
+    float min_p;               /* [0, 1]; 0: off */
+    int32_t top_k;             /* 0: off */
+    float repetition;          /* > 0; 1: off; divides positive, multiplies negative logits of tokens seen */
+    float presence, frequency; /* subtracted once / per count, over generated tokens */
+    uint64_t seed;
+    int64_t pos;         /* absolute position of the token being chosen: key of its noise */
+    const int32_t *seen; /* [n_seen] token ids of prompt and output, each once, with counts; for penalties */
+    const int32_t *seen_count; /* [n_seen] times in the output only (0: prompt only) */
+    int32_t n_seen;
+    const int32_t *bias_id; /* [n_bias] */
+    const float *bias;      /* [n_bias] added to the logit; -inf forbids */
+    int32_t n_bias;
+    const int32_t *banned; /* [n_banned] ids forbidden here (stop ids below min_tokens) */
+    int32_t n_banned;
+    int32_t n_logprobs; /* -1: none; 0: of the chosen token; k <= DS_MAX_TOP_LOGPROBS: and of the k best */
+    int32_t given;      /* >= 0: do not sample; report log-probabilities of this id (prompt log-probs) */
+} ds_sample_row;
+
+typedef struct ds_sample_out { /* host memory */
+    int32_t token;
+    float logprob; /* of token, from the raw logits (before penalties, bias, temperature), natural log */
+    int32_t rank;  /* 1-based rank of token among the raw logits; 0 when not asked */
+    int32_t n_top;
+    int32_t top_id[20]; /* best first, lowest id on ties */
+    float top_logprob[20];
+    int32_t bad; /* 1: the row held a NaN or +inf; token is meaningless, its sequence must fail */
+} ds_sample_out;
+
+/* Order of the filters (docs/sampling.md): repetition, presence, frequency, bias, banned, temperature, top-k,
+ * top-p, min-p; then token = argmax(log p + Gumbel(seed, pos, id)) (base/rng.h, DS_RNG_TOKEN), which draws
+ * exactly from p. */
+typedef struct ds_sample_args {
+    float *logits; /* [R, V]; may be overwritten */
+    int R, V;
+    const ds_sample_row *row; /* [R] host */
+    ds_sample_out *out;       /* [R] host */
+} ds_sample_args;
+
+typedef struct ds_backend ds_backend;
+struct ds_backend {
+    const char *name;                                                       /* "cpu", "cuda" */
+    const char *detail;                                                     /* e.g. "avx512bf16, 2 threads" */
+    size_t mem_total, mem_free;                                             /* bytes, as seen at start */
+    ds_code (*alloc)(ds_backend *b, size_t bytes, void **ret, ds_err *err); /* zeroed, 64-byte aligned */
+    void (*free)(ds_backend *b, void *p);
+    ds_code (*upload)(ds_backend *b, void *dst, const void *src, size_t bytes);   /* host -> device */
+    ds_code (*download)(ds_backend *b, void *dst, const void *src, size_t bytes); /* device -> host; waits */
+    ds_code (*sync)(ds_backend *b);
+    void (*destroy)(ds_backend *b);
+
+    /* Ops. Errors: DS_EINVAL shape or alignment, DS_EDEVICE launch or device fault, DS_ELOST sticky fault. */
+    ds_code (*embed)(ds_backend *b, const ds_embed_args *a);
+    ds_code (*rmsnorm)(ds_backend *b, const ds_rmsnorm_args *a);
+    ds_code (*linear)(ds_backend *b, const ds_linear_args *a);
+    ds_code (*qkv)(ds_backend *b, const ds_qkv_args *a);
+    ds_code (*attention)(ds_backend *b, const ds_attn_args *a);
+    ds_code (*silu_mul)(ds_backend *b, const ds_silu_mul_args *a);
+    ds_code (*gather)(ds_backend *b, const ds_gather_args *a);
+    ds_code (*sample)(ds_backend *b, const ds_sample_args *a);
+};
+
+/* ds_backend_open: "cpu" or "cuda". threads: CPU threads, 0 = one per core of the process's affinity mask.
+ * isa: NULL = best of this machine, else "avx512bf16", "avx512", "avx2", "portable" (kernels/registry.c). */
+ds_code ds_backend_open(const char *name, int threads, const char *isa, ds_backend **ret, ds_err *err);
+
+/* ds_quantize_i8: w [n, k] of src.dtype to DS_I8 blocks; q [n, k] int8, scale [n, k/32], host memory.
+ * scale = max|w| / 127 of the block, q = round-to-nearest-even; error per weight <= scale / 2. k % 32 == 0.
+ */
+ds_code ds_quantize_i8(ds_mat src, int8_t *q, float *scale, ds_err *err);
+
+#endif
