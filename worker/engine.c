@@ -124,7 +124,7 @@ ds_code ds_engine_submit(ds_engine *e, const ds_req *req, ds_err *err)
 {
     const ds_model_info *info = e->target.info;
     reap(e);
-    if (req->n_prompt >= e->max_len && req->n_prompt < info->max_positions)
+    if (req->n_prompt > e->max_len && req->n_prompt <= info->max_positions)
         return ds_err_field(
             err, DS_EINVAL, "prompt_ids",
             "the prompt has %d tokens and can never fit: the KV pool holds %d (%d pages of %d)",
@@ -261,12 +261,13 @@ static void pack(ds_engine *e, const ds_plan *p, ds_step_args *a)
 
 static ds_code compute(ds_engine *e, ds_step_args *a, ds_err *err)
 {
-    DS_TRY(e->target.forward(e->target.model, &e->kv, a, err));
-    if (a->R == 0)
-        return DS_OK;
+    ds_code code = e->target.forward(e->target.model, &e->kv, a, err);
+    if (code != DS_OK)
+        return err->msg[0] ? code : ds_err_set(err, code, "the forward pass failed: %s", ds_err_name(code));
     ds_sample_args s = {a->logits, a->R, e->target.info->vocab, e->row, e->out};
-    ds_code code = e->target.sample(e->target.device, &s);
-    return code == DS_OK ? DS_OK : ds_err_set(err, code, "sampling failed: %s", ds_err_name(code));
+    if (a->R)
+        code = e->target.sample(e->target.device, &s);
+    return code == DS_OK ? code : ds_err_set(err, code, "sampling failed: %s", ds_err_name(code));
 }
 
 /* One sequence takes the results of its rows; out: its logit rows. */
@@ -354,6 +355,11 @@ ds_code ds_engine_step(ds_engine *e, int *ret_work, ds_err *err)
     }
     account(e, p, start);
     return DS_OK;
+}
+
+ds_code ds_engine_audit(const ds_engine *e, ds_err *err)
+{
+    return ds_sched_audit(e->sched, err);
 }
 
 void ds_engine_get_stats(const ds_engine *e, ds_engine_stats *ret)

@@ -42,14 +42,13 @@ static ds_code check_lengths(const ds_req *r, int max_len, ds_err *err)
     DS_TRY(check_int("max_tokens", r->max_tokens, 1, INT32_MAX, err));
     DS_TRY(check_int("min_tokens", r->min_tokens, 0, r->max_tokens, err));
     DS_TRY(check_int("output_ids", r->n_output, 0, r->max_tokens, err));
-    if (r->n_prompt >= max_len)
-        return ds_err_field(err, DS_EINVAL, "prompt_ids",
-                            "the prompt has %d tokens, but a sequence may have %d, output included, here",
+    if (r->n_prompt > max_len)
+        return ds_err_field(err, DS_EINVAL, "prompt_ids", "the prompt has %d tokens, at most %d fit here",
                             r->n_prompt, max_len);
-    if (r->n_output > max_len - r->n_prompt)
+    if (r->n_output > max_len + 1 - r->n_prompt)
         return ds_err_field(err, DS_EINVAL, "output_ids",
-                            "prompt and output have %d + %d tokens, but a sequence may have %d here",
-                            r->n_prompt, r->n_output, max_len);
+                            "prompt and output have %d + %d tokens, at most %d fit here", r->n_prompt,
+                            r->n_output, max_len + 1);
     return DS_OK;
 }
 

@@ -17,7 +17,7 @@ typedef struct ds_sched ds_sched;
 
 typedef struct ds_sched_conf {
     int max_seqs, max_step_rows, max_logit_rows, max_queue; /* max_seqs <= both row budgets */
-    int max_len;                                            /* tokens of one sequence */
+    int max_len;                                            /* positions of one sequence; they fit the pool */
     ds_kv_conf kv;
 } ds_sched_conf;
 

@@ -43,7 +43,7 @@ static size_t layout(ds_seq *s, char *base, int n_seen, int n_index)
 ds_code ds_seq_create(const ds_req *req, const ds_seq_limits *limits, ds_seq **ret, ds_err *err)
 {
     int64_t cap = (int64_t)req->n_prompt + req->max_tokens;
-    ds_seq tmp = {.req = *req, .cap = cap < limits->max_len ? (int)cap : limits->max_len};
+    ds_seq tmp = {.req = *req, .cap = cap <= limits->max_len ? (int)cap : limits->max_len + 1};
     tmp.n_stop = req->n_stop_id + (req->ignore_eos ? 0 : limits->n_eos);
     tmp.penalized = req->repetition != 1.0f || req->presence != 0.0f || req->frequency != 0.0f;
     int n_seen = !tmp.penalized ? 0 : tmp.cap < limits->vocab ? tmp.cap : limits->vocab;

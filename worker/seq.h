@@ -40,7 +40,7 @@ typedef struct ds_seq {
 } ds_seq;
 
 typedef struct ds_seq_limits {
-    int vocab, max_len; /* tokens a sequence may have */
+    int vocab, max_len; /* positions a sequence may fill; its last token needs none */
     const int *eos;
     int n_eos;
 } ds_seq_limits;
