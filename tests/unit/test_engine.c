@@ -12,7 +12,7 @@ typedef struct bench { /* one engine and all it has said */
     ds_engine_conf conf;
     fake_target fake;
     ds_engine *e;
-    ds_event ev[MAX_LOG]; /* token pointers are not kept: first token of TOKENS is in stop_id's place */
+    ds_event ev[MAX_LOG]; /* token pointers are not kept */
     char msg[128];
     int n;
     uint64_t cancel_on_token_of; /* cancel this id when it emits; submit `chained` when `chain_on` is done */
@@ -134,13 +134,13 @@ static ds_engine_stats stats(const bench *b)
 }
 
 /* A good request, changed in one way, must be refused with that field's name. */
-#define REFUSED(name, change)                                                                    \
-    do {                                                                                         \
-        ds_req q = request(1, 3, 4, 0);                                                          \
-        ds_err err = {0};                                                                        \
-        change;                                                                                  \
-        CHECK_MSG(ds_engine_submit(b->e, &q, &err) == DS_EINVAL, "accepted although " #change);  \
-        CHECK_STR(err.field, name);                                                              \
+#define REFUSED(name, change)                                                                   \
+    do {                                                                                        \
+        ds_req q = request(1, 3, 4, 0);                                                         \
+        ds_err err = {0};                                                                       \
+        change;                                                                                 \
+        CHECK_MSG(ds_engine_submit(b->e, &q, &err) == DS_EINVAL, "accepted although " #change); \
+        CHECK_STR(err.field, name);                                                             \
     } while (0)
 
 DS_TEST(every_field_out_of_range_is_refused_by_name)
