@@ -132,7 +132,7 @@ DS_TEST(queue_limit_is_exact)
 DS_TEST(youngest_gives_way_and_returns_before_newcomers)
 {
     ds_sched *s = make_sched(2, 16, 2, 8, 8, 2);
-    ds_seq *old = make_seq(1, 4, 10, 0), *young = make_seq(2, 4, 10, 40), *newcomer = make_seq(3, 1, 1, 80);
+    ds_seq *old = make_seq(1, 4, 10, 0), *young = make_seq(2, 4, 10, 40), *newcomer = make_seq(3, 1, 10, 80);
     add(s, old);
     add(s, young);
     add(s, newcomer); /* would fit beside the old one, but a preempted one comes first */
