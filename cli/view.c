@@ -147,7 +147,7 @@ void ds_view_count(double v, char *out, size_t n)
     }
     int unit = 0;
     double shown = v;
-    while (fabs(shown) >= 9999.5 && unit < 4) {
+    while (fabs(shown) >= (unit ? 999.5 : 9999.5) && unit < 4) {
         shown /= 1000;
         unit++;
     }
