@@ -72,7 +72,7 @@ ds_code ds_detok_open(const ds_tokenizer *t, int skip_special, const char *const
     for (int i = 0; i < n_stop; i++) {
         size_t len = strlen(stop[i]);
         ds_code code =
-            len && len <= DS_MAX_STOP_BYTES && ds_utf8_valid(stop[i], len) == len ? DS_OK : DS_EINVAL;
+            len && len <= DS_MAX_STOP_BYTES && ds_utf8_prefix(stop[i], len) == len ? DS_OK : DS_EINVAL;
         if (code != DS_OK)
             ds_err_field(err, code, "stop", "stop[%d] must be 1 to %d bytes of UTF-8", i, DS_MAX_STOP_BYTES);
         else if ((code = stop_init(&d->stop[d->n_stop++], stop[i], len)) != DS_OK)
@@ -126,7 +126,7 @@ static ds_code decode_raw(ds_detok *d, int at_end)
     size_t i = 0, valid = 0;
     ds_code code = DS_OK;
     while (i < d->raw.len && code == DS_OK && d->stopped < 0) {
-        valid = i + ds_utf8_valid(d->raw.data + i, d->raw.len - i);
+        valid = i + ds_utf8_prefix(d->raw.data + i, d->raw.len - i);
         code = append_text(d, d->raw.data + i, valid - i);
         i = valid;
         if (code != DS_OK || d->stopped >= 0 || i == d->raw.len)

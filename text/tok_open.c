@@ -258,7 +258,7 @@ ds_code ds_tokenizer_parse(const char *json, size_t len, ds_tokenizer **ret, ds_
     if (len > DS_MAX_TOKENIZER_BYTES)
         return ds_err_set(err, DS_ELIMIT, "tokenizer.json has %zu bytes; the limit is %d", len,
                           DS_MAX_TOKENIZER_BYTES);
-    size_t valid = ds_utf8_valid(json, len);
+    size_t valid = ds_utf8_prefix(json, len);
     if (valid != len)
         return ds_err_set(err, DS_ECORRUPT, "tokenizer.json is not valid UTF-8 at byte %zu", valid);
     ds_jscan s = {.p = json, .end = json + len};

@@ -16,7 +16,7 @@ size_t ds_utf8_ascii(const char *p, size_t len)
     return i;
 }
 
-size_t ds_utf8_valid(const char *p, size_t len)
+size_t ds_utf8_prefix(const char *p, size_t len)
 {
     size_t i = 0;
     while (i < len) {

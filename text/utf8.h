@@ -51,8 +51,8 @@ static inline int ds_utf8_put(uint32_t cp, char *out)
     return n;
 }
 
-/* ds_utf8_valid: length of the longest valid prefix; equal to len when all of it is valid. */
-size_t ds_utf8_valid(const char *p, size_t len);
+/* ds_utf8_prefix: length of the longest valid prefix; equal to len when all of it is valid. */
+size_t ds_utf8_prefix(const char *p, size_t len);
 /* ds_utf8_ascii: length of the ASCII prefix. */
 size_t ds_utf8_ascii(const char *p, size_t len);
 

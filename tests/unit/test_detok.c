@@ -45,11 +45,11 @@ static int stream(const ds_tokenizer *t, const char *bytes, size_t len, const ch
     ds_buf_clear(out);
     for (size_t i = 0; i < len && hit < 0; i++) {
         CHECK_EQ(ds_detok_push(d, (unsigned char)bytes[i], &p, &n, &hit), DS_OK);
-        CHECK_EQ(ds_utf8_valid(p, n), n);
+        CHECK_EQ(ds_utf8_prefix(p, n), n);
         CHECK_EQ(ds_buf_append(out, p, n), DS_OK);
     }
     CHECK_EQ(ds_detok_flush(d, &p, &n), DS_OK);
-    CHECK_EQ(ds_utf8_valid(p, n), n);
+    CHECK_EQ(ds_utf8_prefix(p, n), n);
     CHECK_EQ(ds_buf_append(out, p, n), DS_OK);
     ds_detok_close(d);
     return hit;
