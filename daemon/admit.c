@@ -1,4 +1,5 @@
-/* admit.c - the queue between requests and workers: bounded in number and in time, by priority then arrival. */
+/* admit.c - the queue between requests and workers: bounded in number and in time, by priority then arrival.
+ */
 #include "daemon/daemon.h"
 
 #include <stdio.h>

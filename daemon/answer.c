@@ -6,7 +6,8 @@
 
 #include <string.h>
 
-static ds_code error_body(ds_buf *out, const char *message, const char *type, const char *param, const char *code)
+static ds_code error_body(ds_buf *out, const char *message, const char *type, const char *param,
+                          const char *code)
 {
     DS_TRY(ds_buf_puts(out, "{\"error\":{\"message\":"));
     DS_TRY(ds_json_str(out, message, strlen(message)));
@@ -44,12 +45,13 @@ void ds_answer_error(ds_daemon *d, ds_hconn *c, const char *path, const ds_err *
     ds_hconn_reply(c, s->http, "application/json", extra, code ? "" : out->data, code ? 0 : out->len);
 }
 
-void ds_answer_status(ds_daemon *d, ds_hconn *c, const char *path, int status, const char *code, const char *extra,
-                      const char *message)
+void ds_answer_status(ds_daemon *d, ds_hconn *c, const char *path, int status, const char *code,
+                      const char *extra, const char *message)
 {
     ds_buf *out = &d->scratch;
     ds_buf_clear(out);
-    ds_code failed = error_body(out, message, status < 500 ? "invalid_request_error" : "server_error", "", code);
+    ds_code failed =
+        error_body(out, message, status < 500 ? "invalid_request_error" : "server_error", "", code);
     ds_metrics_http(d, path, status);
     ds_hconn_reply(c, status, "application/json", extra, failed ? "" : out->data, failed ? 0 : out->len);
 }
@@ -98,8 +100,8 @@ ds_code ds_answer_usage(const ds_request *r, ds_buf *out)
                          "\"usage\":{\"prompt_tokens\":%lld,\"completion_tokens\":%lld,\"total_tokens\":%lld,"
                          "\"prompt_tokens_details\":{\"cached_tokens\":%lld},\"completion_tokens_details\":"
                          "{\"accepted_prediction_tokens\":%lld,\"rejected_prediction_tokens\":%lld}}",
-                         (long long)prompt, (long long)output, (long long)(prompt + output), (long long)cached,
-                         (long long)accepted, (long long)rejected);
+                         (long long)prompt, (long long)output, (long long)(prompt + output),
+                         (long long)cached, (long long)accepted, (long long)rejected);
 }
 
 const char *ds_answer_finish(const ds_choice *c)

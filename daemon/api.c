@@ -23,7 +23,8 @@ void ds_api_start(ds_daemon *d, ds_hconn *c, ds_http_reader *msg, const char *id
     ds_request_prepare(r);
 }
 
-static void reply(ds_daemon *d, ds_hconn *c, const char *path, int status, const char *type, const char *body, size_t n)
+static void reply(ds_daemon *d, ds_hconn *c, const char *path, int status, const char *type, const char *body,
+                  size_t n)
 {
     ds_metrics_http(d, path, status);
     ds_hconn_reply(c, status, type, "", body, n);
@@ -56,7 +57,8 @@ static void metrics(ds_daemon *d, ds_hconn *c, ds_http_reader *msg)
     if (code)
         ds_answer_status(d, c, msg->path, 500, "internal", "", "the metrics could not be written");
     else
-        ds_hconn_reply(c, 200, "text/plain; version=0.0.4; charset=utf-8", "", d->scratch.data, d->scratch.len);
+        ds_hconn_reply(c, 200, "text/plain; version=0.0.4; charset=utf-8", "", d->scratch.data,
+                       d->scratch.len);
 }
 
 static ds_code put_model(ds_daemon *d, ds_buf *out)
@@ -64,7 +66,8 @@ static ds_code put_model(ds_daemon *d, ds_buf *out)
     const ds_pb_caps *caps = ds_links_caps(d->links);
     DS_TRY(ds_buf_puts(out, "{\"id\":"));
     DS_TRY(ds_json_str(out, d->model, strlen(d->model)));
-    DS_TRY(ds_buf_printf(out, ",\"object\":\"model\",\"created\":%lld,\"owned_by\":\"dsparkd\",\"max_model_len\":",
+    DS_TRY(ds_buf_printf(out,
+                         ",\"object\":\"model\",\"created\":%lld,\"owned_by\":\"dsparkd\",\"max_model_len\":",
                          (long long)d->created));
     return caps ? ds_buf_printf(out, "%u}", caps->max_positions) : ds_buf_puts(out, "null}");
 }
@@ -121,7 +124,8 @@ void ds_api_request(void *ctx, ds_hconn *c, ds_http_reader *msg)
         }
         char allow[32];
         snprintf(allow, sizeof allow, "Allow: %s\r\n", ROUTES[i].method);
-        ds_answer_status(d, c, ROUTES[i].path, 405, "method_not_allowed", allow, "this path takes another method");
+        ds_answer_status(d, c, ROUTES[i].path, 405, "method_not_allowed", allow,
+                         "this path takes another method");
         return;
     }
     ds_answer_status(d, c, "other", 404, "not_found", "", "no such path");

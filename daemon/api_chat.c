@@ -109,7 +109,8 @@ static void fail(ds_request *r, const ds_err *err)
     ds_answer_fail(r, PATH, err);
 }
 
-static const ds_sink STREAM = {.piece = stream_piece, .end = stream_end, .finish = stream_finish, .fail = fail};
+static const ds_sink STREAM = {
+    .piece = stream_piece, .end = stream_end, .finish = stream_finish, .fail = fail};
 
 /* ---- whole ---- */
 

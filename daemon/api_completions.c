@@ -10,7 +10,8 @@ static const char OBJECT[] = "text_completion";
 
 static ds_code prepare(ds_request *r, ds_err *err)
 {
-    DS_TRY(ds_params_parse(DS_API_COMPLETIONS, r->body.data ? r->body.data : "", r->body.len, &r->params, err));
+    DS_TRY(
+        ds_params_parse(DS_API_COMPLETIONS, r->body.data ? r->body.data : "", r->body.len, &r->params, err));
     return ds_request_encode_prompts(r, err);
 }
 
@@ -74,7 +75,8 @@ static void fail(ds_request *r, const ds_err *err)
     ds_answer_fail(r, PATH, err);
 }
 
-static const ds_sink STREAM = {.piece = stream_piece, .end = stream_end, .finish = stream_finish, .fail = fail};
+static const ds_sink STREAM = {
+    .piece = stream_piece, .end = stream_end, .finish = stream_finish, .fail = fail};
 
 /* ---- whole ---- */
 

@@ -1,4 +1,5 @@
-/* api_tokens.c - POST /tokenize {"prompt": TEXT} or {"messages": [..]} and POST /detokenize {"tokens": [..]}. */
+/* api_tokens.c - POST /tokenize {"prompt": TEXT} or {"messages": [..]} and POST /detokenize {"tokens": [..]}.
+ */
 #include "daemon/answer.h"
 #include "daemon/api.h"
 #include "daemon/json_out.h"
@@ -52,7 +53,8 @@ static ds_code tokenize(ds_request *r, ds_err *err)
     r->n_prompts = 1;
     ds_code code;
     if (a.prompt) {
-        code = ds_request_encode(r, 0, json_string_value(a.prompt), json_string_length(a.prompt), a.add_special, err);
+        code = ds_request_encode(r, 0, json_string_value(a.prompt), json_string_length(a.prompt),
+                                 a.add_special, err);
         if (code && !strcmp(err->field, "prompt_ids"))
             snprintf(err->field, sizeof err->field, "prompt");
     } else {
@@ -84,8 +86,8 @@ static ds_code detokenize(ds_request *r, ds_err *err)
     int size = ds_tokenizer_size(r->d->tok);
     for (int i = 0; i < r->prompt[0].n; i++)
         if (r->prompt[0].ids[i] >= size)
-            return ds_err_field(err, DS_EINVAL, "tokens", "tokens[%d] is %d, must be in [0, %d]", i, r->prompt[0].ids[i],
-                                size - 1);
+            return ds_err_field(err, DS_EINVAL, "tokens", "tokens[%d] is %d, must be in [0, %d]", i,
+                                r->prompt[0].ids[i], size - 1);
     ds_buf *text = &r->prompt[0].echo, *out = &r->reply;
     DS_TRY(ds_text_decode(r->d->tok, r->prompt[0].ids, r->prompt[0].n, text, err));
     ds_code code = ds_buf_puts(out, "{\"prompt\":");

@@ -9,7 +9,8 @@
 
 enum { MAX_ATTEMPTS = 2 /* workers that may die with a request before it fails alone */ };
 
-/* The one place that changes a choice's state. Ending the last choice ends the request: c may be gone then. */
+/* The one place that changes a choice's state. Ending the last choice ends the request: c may be gone then.
+ */
 void ds_choice_enter(ds_choice *c, ds_choice_state to)
 {
     ds_request *r = c->req;
@@ -72,8 +73,7 @@ ds_code ds_choice_open(ds_choice *c, ds_err *err)
     DS_TRY(ds_detok_open(r->d->tok, 1, (const char *const *)p->stop, p->n_stop, &c->detok, err));
     if (p->api != DS_API_CHAT)
         return DS_OK;
-    ds_code code =
-        ds_chat_parser_open(r->d->chat, r->in_reasoning, p->tools != NULL, on_part, c, &c->parser);
+    ds_code code = ds_chat_parser_open(r->d->chat, r->in_reasoning, p->tools != NULL, on_part, c, &c->parser);
     return code ? ds_err_set(err, code, "no memory for a chat parser") : DS_OK;
 }
 

@@ -1,4 +1,5 @@
-/* conf.h - dsparkd's configuration: one table (conf.c) gives flags, file, environment, help and reference page. */
+/* conf.h - dsparkd's configuration: one table (conf.c) gives flags, file, environment, help and reference
+ * page. */
 #ifndef DS_DAEMON_CONF_H
 #define DS_DAEMON_CONF_H
 
@@ -7,7 +8,8 @@
 #include <stdint.h>
 
 typedef struct ds_dconf {
-    char *model, *draft, *listen, *served_model_name, *device, *bind_workers, *rpc, *worker_config, *runtime_dir;
+    char *model, *draft, *listen, *served_model_name, *device, *bind_workers, *rpc, *worker_config,
+        *runtime_dir;
     char *log_level, *log_format;
     int64_t workers, threads;
     int64_t max_connections, max_body_bytes, max_backlog_bytes, max_waiting, max_pending_bytes;

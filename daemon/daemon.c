@@ -1,8 +1,9 @@
 /* daemon.c - the loop: what wakes it, and in which order things happen before it sleeps.
  *
- * ZMQ_FD is edge-triggered and any send or receive may eat its edge. So frames are not read where the descriptor
- * wakes the loop, but in one prepare callback that runs before every sleep: drain the sockets, move the queue, flush
- * HTTP, and again until no socket has input. When a turn's bound is reached, an idle handle keeps the loop awake. */
+ * ZMQ_FD is edge-triggered and any send or receive may eat its edge. So frames are not read where the
+ * descriptor wakes the loop, but in one prepare callback that runs before every sleep: drain the sockets,
+ * move the queue, flush HTTP, and again until no socket has input. When a turn's bound is reached, an idle
+ * handle keeps the loop awake. */
 #include "daemon/daemon.h"
 #include "daemon/rpc.h"
 #include "daemon/supervise.h"
@@ -226,8 +227,8 @@ ds_code ds_daemon_open(ds_daemon *d, ds_err *err)
     DS_TRY(ds_httpd_open(d->loop, &o, &d->http, err));
     if (d->conf.workers > 0)
         DS_TRY(ds_supervisor_open(d, H.endpoint, &d->sup, err));
-    ds_log(DS_LOG_INFO, "main", "%s is served on port %d; workers connect to %s", d->model, ds_httpd_port(d->http),
-           H.endpoint);
+    ds_log(DS_LOG_INFO, "main", "%s is served on port %d; workers connect to %s", d->model,
+           ds_httpd_port(d->http), H.endpoint);
     return DS_OK;
 }
 

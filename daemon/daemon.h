@@ -1,5 +1,5 @@
-/* daemon.h - the router process: one struct that every module of the room sees. Owner: the loop thread; the thread
- * pool reads tok, chat and conf only, which do not change after start. */
+/* daemon.h - the router process: one struct that every module of the room sees. Owner: the loop thread; the
+ * thread pool reads tok, chat and conf only, which do not change after start. */
 #ifndef DS_DAEMON_DAEMON_H
 #define DS_DAEMON_DAEMON_H
 
@@ -52,11 +52,11 @@ struct ds_daemon {
 };
 
 /* daemon.c */
-ds_code ds_daemon_open(ds_daemon *d, ds_err *err);  /* conf is filled; everything else is made */
-void ds_daemon_run(ds_daemon *d);                   /* until told to stop */
+ds_code ds_daemon_open(ds_daemon *d, ds_err *err); /* conf is filled; everything else is made */
+void ds_daemon_run(ds_daemon *d);                  /* until told to stop */
 void ds_daemon_close(ds_daemon *d);
-void ds_daemon_exit(ds_daemon *d, int exit_code);   /* stop at once; the first code counts */
-void ds_daemon_fail_all(ds_daemon *d);               /* every open request gets its error */
+void ds_daemon_exit(ds_daemon *d, int exit_code); /* stop at once; the first code counts */
+void ds_daemon_fail_all(ds_daemon *d);            /* every open request gets its error */
 /* drain.c */
 void ds_drain_signal(ds_daemon *d); /* SIGTERM or SIGINT: the first drains, the second stops */
 void ds_drain_tick(ds_daemon *d);   /* is everything done, or the time up? */
@@ -64,8 +64,8 @@ void ds_drain_tick(ds_daemon *d);   /* is everything done, or the time up? */
 /* admit.c */
 void ds_admit_push(ds_choice *c, int first); /* first: before its equals (it had its turn) */
 void ds_admit_remove(ds_choice *c);
-void ds_admit_pump(ds_daemon *d);   /* submit while workers have room */
-void ds_admit_expire(ds_daemon *d); /* those that waited too long */
+void ds_admit_pump(ds_daemon *d);                         /* submit while workers have room */
+void ds_admit_expire(ds_daemon *d);                       /* those that waited too long */
 ds_code ds_admit_check(ds_daemon *d, int n, ds_err *err); /* room for n more choices? */
 
 /* metrics.c */

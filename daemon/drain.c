@@ -1,19 +1,21 @@
-/* drain.c - the way out. SIGTERM: new requests get 503, /ready says no, running ones finish within drain_ms, then the
- * workers are told to go and the process ends with 0. Time up, or a second signal: stop at once. */
+/* drain.c - the way out. SIGTERM: new requests get 503, /ready says no, running ones finish within drain_ms,
+ * then the workers are told to go and the process ends with 0. Time up, or a second signal: stop at once,
+ * exit code 75. */
 #include "daemon/daemon.h"
 #include "daemon/supervise.h"
 
 #include "base/log.h"
 
 #include <signal.h>
+#include <sysexits.h>
 
-enum { EXIT_DRAIN_TIMEOUT = 5, WORKER_EXIT_MS = 3000 };
+enum { WORKER_EXIT_MS = 3000 };
 
 void ds_drain_signal(ds_daemon *d)
 {
     if (d->draining) {
         ds_log(DS_LOG_WARN, "drain", "second signal: stopping with %d requests open", d->n_requests);
-        ds_daemon_exit(d, d->n_requests ? EXIT_DRAIN_TIMEOUT : 0);
+        ds_daemon_exit(d, d->n_requests ? EX_TEMPFAIL : 0);
         return;
     }
     ds_log(DS_LOG_INFO, "drain", "draining: %d requests open", d->n_requests);
@@ -40,6 +42,6 @@ void ds_drain_tick(ds_daemon *d)
         ds_log(DS_LOG_WARN, "drain", "%d requests still open after %lld ms", d->n_requests,
                (long long)d->conf.drain_ms);
         ds_daemon_fail_all(d);
-        ds_daemon_exit(d, EXIT_DRAIN_TIMEOUT);
+        ds_daemon_exit(d, EX_TEMPFAIL);
     }
 }

@@ -1,5 +1,5 @@
-/* http.c - see http.h. The guard is a byte automaton over the head and over the lines between chunks; data bytes
- * are skipped in bulk. Nothing reaches http-parser that the guard has not passed. */
+/* http.c - see http.h. The guard is a byte automaton over the head and over the lines between chunks; data
+ * bytes are skipped in bulk. Nothing reaches http-parser that the guard has not passed. */
 #include "daemon/http.h"
 
 #include <stdlib.h>
@@ -7,7 +7,7 @@
 #include <strings.h>
 
 enum guard {
-    G_START,      /* before the request line; one empty line is tolerated (RFC 9112, 2.2) */
+    G_START, /* before the request line; one empty line is tolerated (RFC 9112, 2.2) */
     G_START_LF,
     G_LINE,       /* request line */
     G_LINE_LF,    /* its LF */
@@ -108,7 +108,8 @@ static int guard_head(ds_http_reader *r, unsigned char c)
             r->guard = G_VALUE_LF;
             return 0;
         }
-        return (c >= 0x20 && c != 0x7F) || c == '\t' ? 0 : refuse(r, 400, "header value holds a control byte");
+        return (c >= 0x20 && c != 0x7F) || c == '\t' ? 0
+                                                     : refuse(r, 400, "header value holds a control byte");
     default: /* G_HEAD_LF */
         return c == '\n' ? 1 : refuse(r, 400, "CR without LF");
     }
@@ -335,7 +336,8 @@ static long guard_body(ds_http_reader *r, const char *data, size_t n)
     return (long)i;
 }
 
-/* Head bytes up to its end or to n. Returns the bytes used; r->head gets all of them but a leading empty line. */
+/* Head bytes up to its end or to n. Returns the bytes used; r->head gets all of them but a leading empty
+ * line. */
 static size_t feed_head(ds_http_reader *r, const char *data, size_t n)
 {
     size_t used = 0, keep = 0;
@@ -390,10 +392,11 @@ const char *ds_http_reason(int status)
     }
 }
 
-ds_code ds_http_write_head(ds_buf *out, int status, const char *type, int64_t length, int minor, int keep_alive,
-                           const char *extra)
+ds_code ds_http_write_head(ds_buf *out, int status, const char *type, int64_t length, int minor,
+                           int keep_alive, const char *extra)
 {
-    DS_TRY(ds_buf_printf(out, "HTTP/1.1 %d %s\r\nContent-Type: %s\r\n", status, ds_http_reason(status), type));
+    DS_TRY(
+        ds_buf_printf(out, "HTTP/1.1 %d %s\r\nContent-Type: %s\r\n", status, ds_http_reason(status), type));
     if (length >= 0)
         DS_TRY(ds_buf_printf(out, "Content-Length: %lld\r\n", (long long)length));
     else

@@ -1,9 +1,11 @@
-/* http.h - HTTP/1.1 requests from bytes. Reads one message at a time and stops at its last byte, so that what a
- * pipelining client sent behind it stays with the caller. Pure: no socket, no clock. Owner: the loop thread.
+/* http.h - HTTP/1.1 requests from bytes. Reads one message at a time and stops at its last byte, so that what
+ * a pipelining client sent behind it stays with the caller. Pure: no socket, no clock. Owner: the loop
+ * thread.
  *
- * Two readers must agree: http-parser (Debian's libhttp-parser, built non-strict) decodes, and a byte guard in
- * front of it refuses what that build lets pass: bare CR or LF, folded lines, blanks around a field name, a chunk
- * that does not end in CRLF, trailers, and every doubtful framing (RFC 9112, 2.2, 5.1, 6.1-6.3, 7.1). */
+ * Two readers must agree: http-parser (Debian's libhttp-parser, built non-strict) decodes, and a byte guard
+ * in front of it refuses what that build lets pass: bare CR or LF, folded lines, blanks around a field name,
+ * a chunk that does not end in CRLF, trailers, and every doubtful framing (RFC 9112, 2.2, 5.1, 6.1-6.3, 7.1).
+ */
 #ifndef DS_DAEMON_HTTP_H
 #define DS_DAEMON_HTTP_H
 
@@ -56,13 +58,14 @@ void ds_http_reader_init(ds_http_reader *r, size_t max_body);
 /* ds_http_reader_reset: ready for the next message; body and head memory are released. */
 void ds_http_reader_reset(ds_http_reader *r);
 void ds_http_reader_free(ds_http_reader *r);
-/* ds_http_reader_feed: consume up to the end of this message. Returns the bytes used; state says how far it got. */
+/* ds_http_reader_feed: consume up to the end of this message. Returns the bytes used; state says how far it
+ * got. */
 size_t ds_http_reader_feed(ds_http_reader *r, const char *data, size_t n);
 
 /* ds_http_write_head: status line and fields. length < 0: chunked (HTTP/1.1) or until close (1.0).
  * extra: further "Name: value\r\n" lines or "". */
-ds_code ds_http_write_head(ds_buf *out, int status, const char *type, int64_t length, int minor, int keep_alive,
-                           const char *extra);
+ds_code ds_http_write_head(ds_buf *out, int status, const char *type, int64_t length, int minor,
+                           int keep_alive, const char *extra);
 const char *ds_http_reason(int status);
 
 #endif

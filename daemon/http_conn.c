@@ -1,5 +1,6 @@
-/* http_conn.c - see http_conn.h. States and their only transition function are below. Writes collect in `out` and
- * leave once per loop turn (ds_httpd_flush), first by uv_try_write, the rest by one uv_write at a time. */
+/* http_conn.c - see http_conn.h. States and their only transition function are below. Writes collect in `out`
+ * and leave once per loop turn (ds_httpd_flush), first by uv_try_write, the rest by one uv_write at a time.
+ */
 #include "daemon/http_conn.h"
 
 #include "base/log.h"
@@ -205,8 +206,8 @@ void ds_httpd_flush(ds_httpd *h)
     }
 }
 
-/* After appending to out: a client that does not read is cut before it costs more than max_backlog. The cut waits
- * for ds_httpd_flush, because `gone` must not run below its owner's own call. */
+/* After appending to out: a client that does not read is cut before it costs more than max_backlog. The cut
+ * waits for ds_httpd_flush, because `gone` must not run below its owner's own call. */
 static void conn_appended(ds_hconn *c, ds_code code)
 {
     if (code || c->out.len + c->flight.len > c->http->opts.max_backlog)
@@ -240,7 +241,8 @@ void ds_hconn_reply(ds_hconn *c, int status, const char *type, const char *extra
 {
     DS_ASSERT(c->state == CONN_BUSY);
     c->progress_ms = uv_now(c->http->loop);
-    ds_code code = ds_http_write_head(&c->out, status, type, (int64_t)n, c->minor, c->keep && !c->http->draining, extra);
+    ds_code code =
+        ds_http_write_head(&c->out, status, type, (int64_t)n, c->minor, c->keep && !c->http->draining, extra);
     if (code == DS_OK)
         code = ds_buf_append(&c->out, body, n);
     if (code)
@@ -303,7 +305,8 @@ static void refuse(ds_hconn *c)
 {
     char body[256];
     int n = snprintf(body, sizeof body,
-                     "{\"error\":{\"message\":\"%s\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":\"http\"}}",
+                     "{\"error\":{\"message\":\"%s\",\"type\":\"invalid_request_error\",\"param\":null,"
+                     "\"code\":\"http\"}}",
                      c->reader.why);
     c->http->dropped++;
     c->keep = 0;
@@ -461,7 +464,8 @@ static ds_code parse_listen(const char *text, struct sockaddr_storage *ret, ds_e
     int rc = v6 ? uv_ip6_addr(host, (int)port, (struct sockaddr_in6 *)ret)
                 : uv_ip4_addr(host, (int)port, (struct sockaddr_in *)ret);
     if (rc)
-        return ds_err_field(err, DS_EINVAL, "listen", "listen is '%s': '%s' is not an IP address", text, host);
+        return ds_err_field(err, DS_EINVAL, "listen", "listen is '%s': '%s' is not an IP address", text,
+                            host);
     return DS_OK;
 }
 

@@ -1,7 +1,8 @@
-/* logprobs.c - log-probabilities as OpenAI's two forms, rendered as tokens come: chat has one object per token,
- * completions four parallel lists. A token's text is its own bytes, made valid UTF-8; chat's `bytes` are exact. */
-#include "daemon/json_out.h"
+/* logprobs.c - log-probabilities as OpenAI's two forms, rendered as tokens come: chat has one object per
+ * token, completions four parallel lists. A token's text is its own bytes, made valid UTF-8; chat's `bytes`
+ * are exact. */
 #include "daemon/daemon.h"
+#include "daemon/json_out.h"
 
 #include <string.h>
 

@@ -6,15 +6,14 @@
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
-
-enum { EXIT_CONFIG = 2, EXIT_MODEL = 3, EXIT_ADDRESS = 4, EXIT_INTERNAL = 70 };
+#include <sysexits.h>
 
 extern char **environ;
 
 static ds_log_level level(const char *name)
 {
-    return !strcmp(name, "error") ? DS_LOG_ERROR
-           : !strcmp(name, "warn") ? DS_LOG_WARN
+    return !strcmp(name, "error")   ? DS_LOG_ERROR
+           : !strcmp(name, "warn")  ? DS_LOG_WARN
            : !strcmp(name, "debug") ? DS_LOG_DEBUG
                                     : DS_LOG_INFO;
 }
@@ -22,11 +21,20 @@ static ds_log_level level(const char *name)
 /* Which exit code an error at start means. */
 static int exit_of(const ds_err *err)
 {
-    if (!strcmp(err->field, "listen") || err->code == DS_EIO || err->code == DS_ELIMIT)
-        return EXIT_ADDRESS;
-    if (err->code == DS_EINVAL)
-        return EXIT_CONFIG;
-    return err->code == DS_ENOMEM || err->code == DS_EBUG ? EXIT_INTERNAL : EXIT_MODEL;
+    switch (err->code) {
+    case DS_EINVAL:
+        return EX_USAGE;
+    case DS_ENOTFOUND:
+        return EX_NOINPUT;
+    case DS_ECORRUPT:
+    case DS_EUNSUPPORTED:
+        return EX_DATAERR;
+    case DS_EIO:
+    case DS_ELIMIT: /* another process serves this endpoint */
+        return EX_IOERR;
+    default:
+        return EX_SOFTWARE;
+    }
 }
 
 int main(int argc, char **argv)
@@ -36,15 +44,15 @@ int main(int argc, char **argv)
     ds_conf_action action;
     if (ds_conf_load(&ds_dconf_prog, &d.conf, argc, argv, environ, &action, NULL, &err)) {
         fprintf(stderr, "dsparkd: %s\n", err.msg);
-        return EXIT_CONFIG;
+        return EX_USAGE;
     }
     int code = 0;
     int check = action == DS_CONF_RUN || action == DS_CONF_CHECK;
     if (check && ds_dconf_check(&d.conf, &err)) {
         fprintf(stderr, "dsparkd: %s\n", err.msg);
-        code = EXIT_CONFIG;
+        code = EX_USAGE;
     } else if (action != DS_CONF_RUN) {
-        code = ds_conf_show(&ds_dconf_prog, &d.conf, action) ? EXIT_INTERNAL : 0;
+        code = ds_conf_show(&ds_dconf_prog, &d.conf, action) ? EX_SOFTWARE : 0;
     } else {
         ds_log_init(level(d.conf.log_level), !strcmp(d.conf.log_format, "json"));
         json_object_seed(0);

@@ -4,7 +4,8 @@
 
 #include <stddef.h>
 
-static const double SECONDS[] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60};
+static const double SECONDS[] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
+                                 0.5,   1,      2.5,   5,    10,    30,   60};
 enum { N_SECONDS = sizeof SECONDS / sizeof *SECONDS };
 
 ds_code ds_metrics_open(ds_daemon *d, ds_err *err)
@@ -13,23 +14,28 @@ ds_code ds_metrics_open(ds_daemon *d, ds_err *err)
         return ds_err_set(err, DS_ENOMEM, "no memory for the metrics");
     ds_metrics *m = d->metrics;
     ds_counters *c = &d->m;
-    c->prompt_tokens = ds_metric_counter(m, "dspark_prompt_tokens_total", "", "Prompt tokens of accepted requests");
+    c->prompt_tokens =
+        ds_metric_counter(m, "dspark_prompt_tokens_total", "", "Prompt tokens of accepted requests");
     c->output_tokens = ds_metric_counter(m, "dspark_output_tokens_total", "", "Tokens generated");
-    c->cached_tokens = ds_metric_counter(m, "dspark_cached_tokens_total", "", "Prompt tokens found in a prefix cache");
+    c->cached_tokens =
+        ds_metric_counter(m, "dspark_cached_tokens_total", "", "Prompt tokens found in a prefix cache");
     c->events = ds_metric_counter(m, "dspark_sse_events_total", "", "Server-sent events written");
     c->moved = ds_metric_counter(m, "dspark_moved_total", "", "Requests moved to another worker");
     c->cancelled = ds_metric_counter(m, "dspark_cancelled_total", "", "Requests whose client left");
     c->failed = ds_metric_counter(m, "dspark_failed_total", "", "Requests answered with an error");
-    c->dropped = ds_metric_counter(m, "dspark_http_dropped_total", "", "Clients cut: malformed, slow or too many");
+    c->dropped =
+        ds_metric_counter(m, "dspark_http_dropped_total", "", "Clients cut: malformed, slow or too many");
     c->running = ds_metric_gauge(m, "dspark_running", "", "Choices held by workers");
     c->waiting = ds_metric_gauge(m, "dspark_waiting", "", "Choices waiting for a worker");
     c->connections = ds_metric_gauge(m, "dspark_http_connections", "", "Open HTTP connections");
     c->workers = ds_metric_gauge(m, "dspark_workers", "", "Workers that serve");
     c->ready = ds_metric_gauge(m, "dspark_ready", "", "1 when /ready says so");
-    c->ttft = ds_metric_histogram(m, "dspark_first_token_seconds", "", "Arrival to first token", SECONDS, N_SECONDS);
-    c->itl = ds_metric_histogram(m, "dspark_token_seconds", "", "Time per token after the first", SECONDS, N_SECONDS);
-    c->duration =
-        ds_metric_histogram(m, "dspark_request_seconds", "", "Arrival to the last byte written", SECONDS, N_SECONDS);
+    c->ttft = ds_metric_histogram(m, "dspark_first_token_seconds", "", "Arrival to first token", SECONDS,
+                                  N_SECONDS);
+    c->itl = ds_metric_histogram(m, "dspark_token_seconds", "", "Time per token after the first", SECONDS,
+                                 N_SECONDS);
+    c->duration = ds_metric_histogram(m, "dspark_request_seconds", "", "Arrival to the last byte written",
+                                      SECONDS, N_SECONDS);
     return DS_OK;
 }
 
@@ -39,7 +45,8 @@ void ds_metrics_http(ds_daemon *d, const char *path, int status)
     char code[16];
     snprintf(code, sizeof code, "%d", status);
     if (ds_metric_label(&labels, "path", path) == DS_OK && ds_metric_label(&labels, "code", code) == DS_OK)
-        ds_metric_add(ds_metric_counter(d->metrics, "dspark_http_requests_total", labels.data, "HTTP answers"), 1);
+        ds_metric_add(
+            ds_metric_counter(d->metrics, "dspark_http_requests_total", labels.data, "HTTP answers"), 1);
     ds_buf_free(&labels);
 }
 
@@ -52,7 +59,10 @@ typedef struct column {
 } column;
 
 static const column COLUMNS[] = {
-#define COL(name, member, type, gauge, help) {"dspark_worker_" name, help, type, offsetof(ds_pb_stats, member), gauge}
+#define COL(name, member, type, gauge, help)                                    \
+    {                                                                           \
+        "dspark_worker_" name, help, type, offsetof(ds_pb_stats, member), gauge \
+    }
     COL("running", running, U32, 1, "Sequences in the batch"),
     COL("waiting", waiting, U32, 1, "Sequences waiting"),
     COL("kv_tokens_used", kv_tokens_used, U64, 1, "KV tokens in use"),

@@ -28,8 +28,8 @@ static ds_code get_int(const char *name, json_t *v, int64_t min, int64_t max, in
         return wrong_type(name, "an integer", err);
     *ret = json_integer_value(v);
     if (*ret < min || *ret > max)
-        return ds_err_field(err, DS_EINVAL, name, "%s is %lld, must be in [%lld, %lld]", name, (long long)*ret,
-                            (long long)min, (long long)max);
+        return ds_err_field(err, DS_EINVAL, name, "%s is %lld, must be in [%lld, %lld]", name,
+                            (long long)*ret, (long long)min, (long long)max);
     return DS_OK;
 }
 
@@ -84,7 +84,8 @@ static ds_code set_string(ds_params *p, const field *f, json_t *v, ds_err *err)
     if (!json_is_string(v))
         return wrong_type(f->name, "a string", err);
     if (json_string_length(v) > (size_t)f->max)
-        return ds_err_field(err, DS_EINVAL, f->name, "%s is longer than %lld bytes", f->name, (long long)f->max);
+        return ds_err_field(err, DS_EINVAL, f->name, "%s is longer than %lld bytes", f->name,
+                            (long long)f->max);
     char *s = strdup(json_string_value(v));
     if (!s)
         return ds_err_set(err, DS_ENOMEM, "no memory for the request");
@@ -136,7 +137,8 @@ ds_code ds_params_ids(const json_t *a, const char *name, int32_t **ret, int *ret
     *ret = NULL;
     *ret_n = 0;
     if (n > DS_MAX_PROMPT_TOKENS)
-        return ds_err_field(err, DS_EINVAL, name, "%s has %zu token ids, at most %d", name, n, DS_MAX_PROMPT_TOKENS);
+        return ds_err_field(err, DS_EINVAL, name, "%s has %zu token ids, at most %d", name, n,
+                            DS_MAX_PROMPT_TOKENS);
     if (n == 0)
         return DS_OK;
     int32_t *ids = malloc(n * sizeof *ids);
@@ -160,8 +162,8 @@ static ds_code set_stop_ids(ds_params *p, const field *f, json_t *v, ds_err *err
     if (!json_is_array(v))
         return wrong_type(f->name, "an array of token ids", err);
     if (json_array_size(v) > DS_MAX_STOP_TOKENS)
-        return ds_err_field(err, DS_EINVAL, f->name, "%s has %zu entries, at most %d", f->name, json_array_size(v),
-                            DS_MAX_STOP_TOKENS);
+        return ds_err_field(err, DS_EINVAL, f->name, "%s has %zu entries, at most %d", f->name,
+                            json_array_size(v), DS_MAX_STOP_TOKENS);
     int n;
     DS_TRY(ds_params_ids(v, f->name, &p->sampling.stop_token_ids, &n, err));
     p->sampling.n_stop_token_ids = (size_t)n;
@@ -174,7 +176,8 @@ static ds_code set_bias(ds_params *p, const field *f, json_t *v, ds_err *err)
         return wrong_type(f->name, "an object of token id to bias", err);
     size_t n = json_object_size(v), i = 0;
     if (n > DS_MAX_LOGIT_BIAS)
-        return ds_err_field(err, DS_EINVAL, f->name, "%s has %zu entries, at most %d", f->name, n, DS_MAX_LOGIT_BIAS);
+        return ds_err_field(err, DS_EINVAL, f->name, "%s has %zu entries, at most %d", f->name, n,
+                            DS_MAX_LOGIT_BIAS);
     if (n == 0)
         return DS_OK;
     p->sampling.logit_bias_id = malloc(n * sizeof(int32_t));
@@ -187,7 +190,8 @@ static ds_code set_bias(ds_params *p, const field *f, json_t *v, ds_err *err)
     {
         size_t len = strlen(key);
         if (len < 1 || len > 9 || strspn(key, "0123456789") != len)
-            return ds_err_field(err, DS_EINVAL, f->name, "%s has the key '%.32s', must be a token id", f->name, key);
+            return ds_err_field(err, DS_EINVAL, f->name, "%s has the key '%.32s', must be a token id",
+                                f->name, key);
         if (!json_is_number(bias))
             return ds_err_field(err, DS_EINVAL, f->name, "%s['%s'] must be a number", f->name, key);
         p->sampling.logit_bias_id[i] = (int32_t)strtol(key, NULL, 10);
@@ -289,8 +293,8 @@ static ds_code set_messages(ds_params *p, const field *f, json_t *v, ds_err *err
     if (!json_is_array(v) || json_array_size(v) == 0)
         return wrong_type(f->name, "a non-empty array", err);
     if (json_array_size(v) > DS_MAX_MESSAGES)
-        return ds_err_field(err, DS_EINVAL, f->name, "messages has %zu entries, at most %d", json_array_size(v),
-                            DS_MAX_MESSAGES);
+        return ds_err_field(err, DS_EINVAL, f->name, "messages has %zu entries, at most %d",
+                            json_array_size(v), DS_MAX_MESSAGES);
     p->messages = v;
     return DS_OK;
 }
@@ -310,8 +314,9 @@ static ds_code set_tool_choice(ds_params *p, const field *f, json_t *v, ds_err *
 {
     const char *s = json_is_string(v) ? json_string_value(v) : "";
     if (strcmp(s, "none") && strcmp(s, "auto"))
-        return ds_err_field(err, DS_EUNSUPPORTED, f->name, "tool_choice must be \"none\" or \"auto\": forced calls need "
-                                                           "constrained decoding, which is not offered");
+        return ds_err_field(err, DS_EUNSUPPORTED, f->name,
+                            "tool_choice must be \"none\" or \"auto\": forced calls need "
+                            "constrained decoding, which is not offered");
     p->tool_choice_none = !strcmp(s, "none");
     return DS_OK;
 }
@@ -368,7 +373,8 @@ static const field FIELDS[] = {
     {"stream", BOTH, set_bool, offsetof(ds_params, stream), 0, 0},
     {"stream_options", BOTH, set_stream_options, 0, 0, 0},
     {"max_tokens", BOTH, set_int64, offsetof(ds_params, max_tokens), 0, DS_MAX_PROMPT_TOKENS},
-    {"max_completion_tokens", CHAT, set_int64, offsetof(ds_params, max_completion_tokens), 1, DS_MAX_PROMPT_TOKENS},
+    {"max_completion_tokens", CHAT, set_int64, offsetof(ds_params, max_completion_tokens), 1,
+     DS_MAX_PROMPT_TOKENS},
     {"min_tokens", BOTH, set_int32, SAMPLING(min_tokens), 0, DS_MAX_PROMPT_TOKENS},
     {"n", BOTH, set_int32, offsetof(ds_params, n), 1, DS_MAX_N},
     {"temperature", BOTH, set_float, SAMPLING(temperature), 0, 0},
@@ -429,7 +435,8 @@ static ds_code prescan(const char *s, size_t len, ds_err *err)
         case '[':
         case '{':
             if (++depth > DS_MAX_JSON_DEPTH)
-                return ds_err_set(err, DS_EINVAL, "the JSON body is nested deeper than %d", DS_MAX_JSON_DEPTH);
+                return ds_err_set(err, DS_EINVAL, "the JSON body is nested deeper than %d",
+                                  DS_MAX_JSON_DEPTH);
             values++;
             break;
         case ']':
@@ -478,17 +485,19 @@ static ds_code settle(ds_params *p, ds_err *err)
     if (p->api == DS_API_COMPLETIONS && !p->n_prompts)
         return ds_err_field(err, DS_EINVAL, "prompt", "prompt is missing");
     if (p->n * (p->n_prompts ? p->n_prompts : 1) > DS_MAX_CHOICES)
-        return ds_err_field(err, DS_EINVAL, "n", "n times the number of prompts is %d, at most %d", p->n * p->n_prompts,
-                            DS_MAX_CHOICES);
+        return ds_err_field(err, DS_EINVAL, "n", "n times the number of prompts is %d, at most %d",
+                            p->n * p->n_prompts, DS_MAX_CHOICES);
     if (p->has_stream_options && !p->stream)
         return ds_err_field(err, DS_EINVAL, "stream_options", "stream_options needs stream: true");
     if (p->max_completion_tokens >= 0) {
         if (p->max_tokens >= 0 && p->max_tokens != p->max_completion_tokens)
-            return ds_err_field(err, DS_EINVAL, "max_completion_tokens", "max_tokens and max_completion_tokens differ");
+            return ds_err_field(err, DS_EINVAL, "max_completion_tokens",
+                                "max_tokens and max_completion_tokens differ");
         p->max_tokens = p->max_completion_tokens;
     }
     if (p->max_tokens == 0 && !p->echo)
-        return ds_err_field(err, DS_EINVAL, "max_tokens", "max_tokens is 0, must be at least 1 unless echo is true");
+        return ds_err_field(err, DS_EINVAL, "max_tokens",
+                            "max_tokens is 0, must be at least 1 unless echo is true");
     p->score_only = p->max_tokens == 0;
     if (p->max_tokens < 0 && p->api == DS_API_COMPLETIONS)
         p->max_tokens = 16; /* OpenAI's default */

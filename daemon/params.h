@@ -1,5 +1,5 @@
-/* params.h - the JSON body of a request to plain values: one table of fields, each with its type, range and the
- * doors that know it. A field outside the table is refused by name. Values that the worker also judges
+/* params.h - the JSON body of a request to plain values: one table of fields, each with its type, range and
+ * the doors that know it. A field outside the table is refused by name. Values that the worker also judges
  * (temperature, token ids, ...) are ranged by proto/validate.h, the same code as behind the RPC door.
  * Pure; runs on the thread pool. */
 #ifndef DS_DAEMON_PARAMS_H
@@ -30,7 +30,7 @@ typedef struct ds_params {
     int64_t max_tokens; /* -1: not given */
     int score_only;     /* max_tokens 0 with echo: nothing is generated for the client */
     int has_seed;
-    int logprobs; /* -1: none, else how many alternatives beside the token itself */
+    int logprobs;            /* -1: none, else how many alternatives beside the token itself */
     ds_pb_sampling sampling; /* arrays owned; max_tokens and seed are set per choice */
     ds_pb_speculation spec;
     int priority;
@@ -53,7 +53,8 @@ typedef struct ds_params {
 ds_code ds_params_parse(ds_api api, const char *body, size_t len, ds_params *ret, ds_err *err);
 void ds_params_free(ds_params *p);
 
-/* ds_json_load: JSON within DS_MAX_JSON_DEPTH and DS_MAX_JSON_VALUES, no duplicate keys, no NUL in strings. */
+/* ds_json_load: JSON within DS_MAX_JSON_DEPTH and DS_MAX_JSON_VALUES, no duplicate keys, no NUL in strings.
+ */
 ds_code ds_json_load(const char *body, size_t len, json_t **ret, ds_err *err);
 /* ds_params_ids: a JSON array of token ids; name is used in errors. ret is malloc'ed, NULL when empty. */
 ds_code ds_params_ids(const json_t *a, const char *name, int32_t **ret, int *ret_n, ds_err *err);

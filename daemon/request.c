@@ -154,7 +154,8 @@ void ds_request_prepare(ds_request *r)
     ds_err err = {0};
     r->work.data = r;
     ds_code code = DS_OK;
-    if (d->n_preparing >= d->conf.max_waiting || d->preparing_bytes + r->body.len > (size_t)d->conf.max_pending_bytes)
+    if (d->n_preparing >= d->conf.max_waiting ||
+        d->preparing_bytes + r->body.len > (size_t)d->conf.max_pending_bytes)
         code = ds_err_set(&err, DS_ELIMIT, "too many requests are being read");
     else if (uv_queue_work(d->loop, &r->work, work, work_done))
         code = ds_err_set(&err, DS_EBUG, "the thread pool is closed");
@@ -176,7 +177,8 @@ ds_code ds_request_encode(ds_request *r, int i, const char *text, size_t len, in
         if (!err->field[0])
             snprintf(err->field, sizeof err->field, "prompt_ids");
         if (code == DS_ELIMIT) /* too long is the caller's matter, not a matter of load */
-            return ds_err_field(err, DS_EINVAL, "prompt_ids", "prompt has more than %d tokens", DS_MAX_PROMPT_TOKENS);
+            return ds_err_field(err, DS_EINVAL, "prompt_ids", "prompt has more than %d tokens",
+                                DS_MAX_PROMPT_TOKENS);
         return code;
     }
     r->prompt[i].ids = ids.v;
@@ -243,8 +245,8 @@ static ds_code check(ds_request *r, ds_err *err)
     const ds_daemon *d = r->d;
     const ds_params *p = &r->params;
     if (p->model && strcmp(p->model, d->model))
-        return ds_err_field(err, DS_ENOTFOUND, "model", "model '%.128s' is not served here, '%.128s' is", p->model,
-                            d->model);
+        return ds_err_field(err, DS_ENOTFOUND, "model", "model '%.128s' is not served here, '%.128s' is",
+                            p->model, d->model);
     DS_TRY(ds_admit_check(r->d, r->n_choices, err));
     for (int i = 0; i < r->n_choices; i += p->n) {
         ds_pb_submit s;
@@ -253,9 +255,10 @@ static ds_code check(ds_request *r, ds_err *err)
         DS_TRY(ds_proto_validate_submit(&s, ds_links_caps(d->links), 0, err));
         const ds_pb_caps *caps = ds_links_caps(d->links);
         if (caps->kv_tokens && (uint64_t)s.n_prompt_ids + sampling.max_tokens > caps->kv_tokens + 1)
-            return ds_err_field(err, DS_EINVAL, "max_tokens",
-                                "prompt of %zu tokens plus max_tokens %u exceed the worker's cache of %llu tokens",
-                                s.n_prompt_ids, sampling.max_tokens, (unsigned long long)caps->kv_tokens);
+            return ds_err_field(
+                err, DS_EINVAL, "max_tokens",
+                "prompt of %zu tokens plus max_tokens %u exceed the worker's cache of %llu tokens",
+                s.n_prompt_ids, sampling.max_tokens, (unsigned long long)caps->kv_tokens);
     }
     return DS_OK;
 }
@@ -276,7 +279,8 @@ void ds_request_start(ds_request *r)
     r->live = 1; /* held until all are queued */
     for (int i = 0; i < n; i++) {
         ds_choice *c = &r->choices[i];
-        *c = (ds_choice){.req = r, .index = i, .prompt = i / p->n, .seed = choice_seed(p->sampling.seed, i % p->n)};
+        *c = (ds_choice){
+            .req = r, .index = i, .prompt = i / p->n, .seed = choice_seed(p->sampling.seed, i % p->n)};
         r->n_choices = i + 1;
         if (ds_choice_open(c, &err)) {
             ds_request_fail(r, &err);

@@ -26,7 +26,8 @@ typedef enum {
 
 typedef enum { FINISH_NONE, FINISH_STOP, FINISH_LENGTH } ds_finish_reason;
 
-/* Rendered log-probabilities. Chat: `entry` holds objects. Completions: four parallel lists. Comma separated. */
+/* Rendered log-probabilities. Chat: `entry` holds objects. Completions: four parallel lists. Comma separated.
+ */
 typedef struct ds_lp {
     ds_buf entry, logprob, top, offset;
     size_t chars; /* text_offset of the next token */
@@ -48,10 +49,10 @@ struct ds_choice {
     ds_choice_state state;
     int index, prompt;
     uint64_t seed;
-    uint64_t wire; /* of the flight */
-    int attempts;  /* workers that died with it */
+    uint64_t wire;                     /* of the flight */
+    int attempts;                      /* workers that died with it */
     char avoid[DS_MAX_NAME_BYTES + 1]; /* the last of them */
-    int32_t *out;  /* [n_out] every token generated so far; a new worker gets them */
+    int32_t *out;                      /* [n_out] every token generated so far; a new worker gets them */
     int n_out, cap_out;
     int n_prompt_lp; /* prompt positions whose log-probabilities have come */
     ds_finish_reason finish;
@@ -60,7 +61,7 @@ struct ds_choice {
     ds_detok *detok;
     ds_chat_parser *parser;
     int n_calls;
-    int started; /* something of it was sent */
+    int started;  /* something of it was sent */
     int sent_ids; /* tokens already reported with return_token_ids or RPC */
     uint64_t first_ns, last_ns;
     /* what the sink has not sent yet (streams), or all of it (whole answers) */
@@ -110,7 +111,7 @@ struct ds_request {
     /* /tokenize and /detokenize: their answer; RPC: the client's id */
     ds_buf reply;
     uint64_t peer_id;
-    int want_text; /* RPC */
+    int want_text;           /* RPC */
     ds_request *next, *prev; /* all requests */
 };
 
@@ -141,8 +142,9 @@ void ds_choice_lost(void *c, const char *why);
 void ds_choice_submit(ds_choice *c, ds_pb_submit *s, ds_pb_sampling *sampling);
 
 /* logprobs.c */
-ds_code ds_lp_add(ds_choice *c, int32_t id, const ds_pb_logprob *lp); /* lp NULL: no value (first prompt token) */
-ds_code ds_lp_write(ds_choice *c, ds_buf *out);                       /* "logprobs": value, null when none wanted */
+ds_code ds_lp_add(ds_choice *c, int32_t id,
+                  const ds_pb_logprob *lp);     /* lp NULL: no value (first prompt token) */
+ds_code ds_lp_write(ds_choice *c, ds_buf *out); /* "logprobs": value, null when none wanted */
 void ds_lp_clear(ds_lp *lp);
 void ds_lp_free(ds_lp *lp);
 

@@ -1,5 +1,5 @@
-/* rpc.c - see rpc.h. A client says Hello, gets the router's with its capabilities and credits, and may then submit.
- * A silent client's requests are cancelled. */
+/* rpc.c - see rpc.h. A client says Hello, gets the router's with its capabilities and credits, and may then
+ * submit. A silent client's requests are cancelled. */
 #include "daemon/rpc.h"
 
 #include "base/log.h"
@@ -44,7 +44,8 @@ static void post(ds_rpc *r, client *c, Dspark__V1__Envelope__BodyCase kind, void
     ds_pb_envelope env = ds_frame_wrap(kind, body);
     ds_err err = {0};
     if (ds_frame_send(r->sock, &c->peer, &env, &err))
-        c->last_ns = 0; /* gone, or it does not read: the next tick lets it go, not this call below its request */
+        c->last_ns =
+            0; /* gone, or it does not read: the next tick lets it go, not this call below its request */
 }
 
 static void post_error(ds_rpc *r, client *c, uint64_t id, const ds_err *e)
@@ -219,7 +220,8 @@ static void on_submit(ds_rpc *r, client *c, const ds_pb_submit *s)
     if (code == DS_OK && find(r, c, s->id))
         code = ds_err_field(&err, DS_EINVAL, "id", "request %llu is live already", (unsigned long long)s->id);
     if (code == DS_OK && c->live >= CLIENT_CREDITS)
-        code = ds_err_set(&err, DS_ELIMIT, "this client has %d requests open, its credit is used up", c->live);
+        code =
+            ds_err_set(&err, DS_ELIMIT, "this client has %d requests open, its credit is used up", c->live);
     if (code) {
         post_error(r, c, s->id, &err);
         return;
@@ -270,12 +272,14 @@ static void on_tokenize(ds_rpc *r, client *c, const ds_pb_tokenize *t)
     ds_buf text = {0};
     ds_code code = DS_OK;
     if (strlen(t->text) > INLINE_BYTES || t->n_ids > INLINE_BYTES / 4)
-        code = ds_err_field(&err, DS_EINVAL, "text", "at most %d bytes are tokenised through RPC", INLINE_BYTES);
+        code =
+            ds_err_field(&err, DS_EINVAL, "text", "at most %d bytes are tokenised through RPC", INLINE_BYTES);
     else if (!t->detokenize)
         code = ds_tokenizer_encode(r->d->tok, t->text, strlen(t->text), 1, 1, 0, &ids, &err);
     for (size_t i = 0; t->detokenize && code == DS_OK && i < t->n_ids; i++)
         if (t->ids[i] < 0 || t->ids[i] >= ds_tokenizer_size(r->d->tok))
-            code = ds_err_field(&err, DS_EINVAL, "ids", "ids[%zu] is %d, outside the vocabulary", i, t->ids[i]);
+            code =
+                ds_err_field(&err, DS_EINVAL, "ids", "ids[%zu] is %d, outside the vocabulary", i, t->ids[i]);
     if (t->detokenize && code == DS_OK)
         code = ds_text_decode(r->d->tok, t->ids, (int)t->n_ids, &text, &err);
     if (code) {

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sysexits.h>
 #include <unistd.h>
 
 enum {
@@ -80,10 +81,11 @@ static void process_closed(uv_handle_t *h)
     maybe_free(p->sup);
 }
 
-/* A worker that cannot use its configuration or model will not be able to a second time. */
+/* A worker that cannot use its configuration, model or memory will not be able to a second time. */
 static int hopeless(const proc *p, int64_t status, int sig)
 {
-    return !p->was_ready && !sig && (status == 2 || status == 3);
+    return !p->was_ready && !sig &&
+           (status == EX_USAGE || status == EX_DATAERR || status == EX_NOINPUT || status == EX_UNAVAILABLE);
 }
 
 static void on_exit_cb(uv_process_t *process, int64_t status, int sig)
@@ -101,17 +103,19 @@ static void on_exit_cb(uv_process_t *process, int64_t status, int sig)
         return;
     }
     if (hopeless(p, status, sig)) {
-        ds_log(DS_LOG_ERROR, "supervise", "worker %s cannot start (exit code %d); giving up", p->name, (int)status);
+        ds_log(DS_LOG_ERROR, "supervise", "worker %s cannot start (exit code %d); giving up", p->name,
+               (int)status);
         proc_enter(p, PROC_STOPPED);
         ds_daemon_exit(d, (int)status);
         return;
     }
     uint64_t lived = ds_clock_ns(d->clock) - p->start_ns;
-    p->backoff_ms = lived > (uint64_t)STEADY_MS * STEADY_NS_PER_MS || !p->backoff_ms ? BACKOFF_MIN_MS : p->backoff_ms * 2;
+    p->backoff_ms =
+        lived > (uint64_t)STEADY_MS * STEADY_NS_PER_MS || !p->backoff_ms ? BACKOFF_MIN_MS : p->backoff_ms * 2;
     if (p->backoff_ms > BACKOFF_MAX_MS)
         p->backoff_ms = BACKOFF_MAX_MS;
-    ds_log(DS_LOG_WARN, "supervise", "worker %s ended (%s %d); again in %llu ms", p->name, sig ? "signal" : "exit code",
-           sig ? sig : (int)status, (unsigned long long)p->backoff_ms);
+    ds_log(DS_LOG_WARN, "supervise", "worker %s ended (%s %d); again in %llu ms", p->name,
+           sig ? "signal" : "exit code", sig ? sig : (int)status, (unsigned long long)p->backoff_ms);
     proc_enter(p, PROC_BACKOFF);
     ds_links_drop(d->links, p->name, sig ? "its process was killed" : "its process ended");
 }

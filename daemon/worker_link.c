@@ -165,7 +165,8 @@ static ds_code judge_hello(ds_links *l, const ds_pb_hello *h, ds_err *err)
     DS_TRY(ds_proto_validate_hello(h, "worker", err));
     if (l->caps && l->caps->model_hash != h->capabilities->model_hash)
         return ds_err_field(err, DS_EINVAL, "model_hash",
-                            "worker %s serves another model (hash %016" PRIx64 ", this router serves %016" PRIx64 ")",
+                            "worker %s serves another model (hash %016" PRIx64
+                            ", this router serves %016" PRIx64 ")",
                             h->name, h->capabilities->model_hash, l->caps->model_hash);
     return DS_OK;
 }
@@ -352,7 +353,8 @@ void ds_links_tick(ds_links *l)
             continue;
         if (now > w->last_ns && now - w->last_ns > (uint64_t)l->opts.timeout_ms * 1000000) {
             worker_enter(l, w, LINK_EMPTY, "no heartbeat");
-        } else if (w->flights && now > w->step_ns && now - w->step_ns > (uint64_t)l->opts.wedge_ms * 1000000) {
+        } else if (w->flights && now > w->step_ns &&
+                   now - w->step_ns > (uint64_t)l->opts.wedge_ms * 1000000) {
             worker_enter(l, w, LINK_EMPTY, "it holds work but makes no step");
         } else if (beat) {
             ds_pb_heartbeat m = DSPARK__V1__HEARTBEAT__INIT;
@@ -380,7 +382,8 @@ static int pick(ds_links *l, const char *avoid)
     return ds_route_pick(v, DS_MAX_WORKERS, l->last_pick);
 }
 
-ds_code ds_links_submit(ds_links *l, ds_pb_submit *s, const char *avoid, void *owner, uint64_t *ret_wire, ds_err *err)
+ds_code ds_links_submit(ds_links *l, ds_pb_submit *s, const char *avoid, void *owner, uint64_t *ret_wire,
+                        ds_err *err)
 {
     for (;;) {
         int i = pick(l, avoid);

@@ -1,9 +1,9 @@
-/* worker_link.h - the router's end of the worker links: one ZeroMQ ROUTER socket, hello, credits, heartbeats, and a
- * table of flights (requests a worker holds). Owner: the loop thread.
+/* worker_link.h - the router's end of the worker links: one ZeroMQ ROUTER socket, hello, credits, heartbeats,
+ * and a table of flights (requests a worker holds). Owner: the loop thread.
  *
- * A flight has its own wire id per attempt. An answer is taken only for the wire id's live flight and only from the
- * worker that holds it: late or forged frames of an earlier attempt change nothing (fencing). Each flight ends
- * exactly once: done, error or lost. */
+ * A flight has its own wire id per attempt. An answer is taken only for the wire id's live flight and only
+ * from the worker that holds it: late or forged frames of an earlier attempt change nothing (fencing). Each
+ * flight ends exactly once: done, error or lost. */
 #ifndef DS_DAEMON_WORKER_LINK_H
 #define DS_DAEMON_WORKER_LINK_H
 
@@ -24,7 +24,7 @@ typedef struct ds_worker {
     ds_peer peer;
     char name[DS_MAX_NAME_BYTES + 1];
     uint64_t incarnation;
-    uint64_t last_ns;  /* last frame heard */
+    uint64_t last_ns;       /* last frame heard */
     uint64_t step, step_ns; /* engine step of its last heartbeat, and since when it stands */
     uint32_t credits;
     uint64_t outstanding; /* tokens of its flights */
@@ -52,10 +52,10 @@ typedef struct ds_links ds_links;
 
 typedef struct ds_links_opts {
     const char *endpoint;
-    const char *name;       /* of this router, in Hello */
-    uint32_t heartbeat_ms;  /* sent this often */
-    uint32_t timeout_ms;    /* silence after which a worker is lost */
-    uint32_t wedge_ms;      /* work but no engine step for so long: lost */
+    const char *name;      /* of this router, in Hello */
+    uint32_t heartbeat_ms; /* sent this often */
+    uint32_t timeout_ms;   /* silence after which a worker is lost */
+    uint32_t wedge_ms;     /* work but no engine step for so long: lost */
     ds_link_events on;
     ds_clock clock;
 } ds_links_opts;
@@ -64,17 +64,19 @@ typedef struct ds_links_opts {
 ds_code ds_links_open(void *zctx, const ds_links_opts *opts, ds_links **ret, ds_err *err);
 void ds_links_close(ds_links *l);
 int ds_links_fd(const ds_links *l);
-int ds_links_pending(ds_links *l);       /* frames wait */
-void ds_links_drain(ds_links *l);        /* take what waits, bounded per call */
-void ds_links_tick(ds_links *l);         /* heartbeats and deadlines; call every heartbeat_ms or more often */
+int ds_links_pending(ds_links *l); /* frames wait */
+void ds_links_drain(ds_links *l);  /* take what waits, bounded per call */
+void ds_links_tick(ds_links *l);   /* heartbeats and deadlines; call every heartbeat_ms or more often */
 
 int ds_links_ready(const ds_links *l);                      /* workers that serve */
 const ds_worker *ds_links_worker(const ds_links *l, int i); /* 0..DS_MAX_WORKERS-1; state may be LINK_EMPTY */
 const ds_pb_caps *ds_links_caps(const ds_links *l);         /* of the model, NULL before the first worker */
 int ds_links_flights(const ds_links *l);
-/* ds_links_submit: pick a worker and send. s->id is set to the wire id. avoid: name of a worker not wanted, or
- * NULL. Errors: DS_ELIMIT no worker has room (keep it and wait for `room`), DS_EINVAL and others from validation. */
-ds_code ds_links_submit(ds_links *l, ds_pb_submit *s, const char *avoid, void *owner, uint64_t *ret_wire, ds_err *err);
+/* ds_links_submit: pick a worker and send. s->id is set to the wire id. avoid: name of a worker not wanted,
+ * or NULL. Errors: DS_ELIMIT no worker has room (keep it and wait for `room`), DS_EINVAL and others from
+ * validation. */
+ds_code ds_links_submit(ds_links *l, ds_pb_submit *s, const char *avoid, void *owner, uint64_t *ret_wire,
+                        ds_err *err);
 /* ds_links_cancel: the owner wants no more; the flight stays, without owner, until the worker ends it. */
 void ds_links_cancel(ds_links *l, uint64_t wire);
 const char *ds_links_holder(const ds_links *l, uint64_t wire); /* the worker's name, NULL when not live */
