@@ -269,6 +269,8 @@ static int parse(ds_http_reader *r, const char *data, size_t n)
         return 0;
     if (e == HPE_INVALID_VERSION)
         return refuse(r, 505, "only HTTP/1.0 and HTTP/1.1 are served");
+    if (e == HPE_INVALID_TRANSFER_ENCODING)
+        return refuse(r, 501, "the only transfer coding served is chunked");
     if (e == HPE_INVALID_METHOD)
         return refuse(r, 501, "unknown method");
     return refuse(r, 400, e == HPE_OK ? "bytes behind the end of the message" : http_errno_description(e));
