@@ -77,6 +77,9 @@ static int guard_head(ds_http_reader *r, unsigned char c)
         }
         if (c < 0x20 || c >= 0x7F)
             return refuse(r, 400, "request line holds a control or non-ASCII byte");
+        if (c == ' ' && (r->after_blank || ++r->n_blanks > 2))
+            return refuse(r, 400, "request line has more than two blanks");
+        r->after_blank = c == ' ';
         if (++r->line_bytes > DS_HTTP_MAX_LINE)
             return refuse(r, 414, "request line is longer than 8192 bytes");
         return 0;
