@@ -51,5 +51,8 @@ ds_code ds_conf_help(const ds_conf_prog *prog, ds_buf *out);     /* --help text 
 ds_code ds_conf_markdown(const ds_conf_prog *prog, ds_buf *out); /* reference page (--help-markdown) */
 ds_code ds_conf_dump(const ds_conf_prog *prog, const void *conf,
                      ds_buf *out); /* effective values, --check-config */
+/* ds_conf_show: what an action other than RUN prints, on stdout (HELP, VERSION, CHECK, MARKDOWN); DS_EIO when
+ * it cannot be written. */
+ds_code ds_conf_show(const ds_conf_prog *prog, const void *conf, ds_conf_action action);
 
 #endif

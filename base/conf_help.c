@@ -238,3 +238,29 @@ ds_code ds_conf_dump(const ds_conf_prog *prog, const void *conf, ds_buf *out)
     }
     return DS_OK;
 }
+
+ds_code ds_conf_show(const ds_conf_prog *prog, const void *conf, ds_conf_action action)
+{
+    ds_buf out = {0};
+    ds_code code = DS_OK;
+    switch (action) {
+    case DS_CONF_RUN:
+        return DS_OK;
+    case DS_CONF_HELP:
+        code = ds_conf_help(prog, &out);
+        break;
+    case DS_CONF_VERSION:
+        code = ds_buf_printf(&out, "%s %s\n", prog->name, DS_VERSION);
+        break;
+    case DS_CONF_CHECK:
+        code = ds_conf_dump(prog, conf, &out);
+        break;
+    case DS_CONF_MARKDOWN:
+        code = ds_conf_markdown(prog, &out);
+        break;
+    }
+    if (!code && (fwrite(out.data, 1, out.len, stdout) != out.len || fflush(stdout)))
+        code = DS_EIO;
+    ds_buf_free(&out);
+    return code;
+}

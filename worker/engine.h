@@ -56,8 +56,9 @@ typedef struct ds_engine_stats {
 ds_code ds_engine_create(const ds_engine_conf *conf, ds_model *model, ds_backend *b, ds_event_fn fn,
                          void *ctx, ds_engine **ret, ds_err *err);
 void ds_engine_destroy(ds_engine *e);
-/* ds_engine_max_len: tokens one sequence may have, prompt and output: the smaller of the model's positions
- * and the KV pool. Reaching it ends a request with LENGTH. */
+/* ds_engine_max_len: positions one sequence may fill: the smaller of the model's and the KV pool's tokens. A
+ * request that has filled them ends with LENGTH; its last token needs no position, so prompt + output <=
+ * max_len + 1. */
 int ds_engine_max_len(const ds_engine *e);
 /* ds_engine_submit: DS_ELIMIT queue full; DS_EINVAL a field out of range (err.field names it), a prompt that
  * does not fit positions, or a request that could never fit the KV pool. */
@@ -68,6 +69,8 @@ ds_code ds_engine_cancel(ds_engine *e, uint64_t id);
 /* ds_engine_step: one step. Returns DS_OK and *ret_work = 0 when there was nothing to do. DS_ELOST: the
  * device is gone. */
 ds_code ds_engine_step(ds_engine *e, int *ret_work, ds_err *err);
+/* ds_engine_audit: recount pages, references and lists; DS_EBUG names what is wrong. For tests. */
+ds_code ds_engine_audit(const ds_engine *e, ds_err *err);
 void ds_engine_get_stats(const ds_engine *e, ds_engine_stats *ret);
 
 #endif

@@ -39,7 +39,7 @@ typedef enum {
 } ds_finish;
 
 /* ds_req_validate: DS_EINVAL naming the field (proto names) and its range. vocab: width of the logits;
- * max_len: tokens a sequence may have, prompt and output together (ds_engine_max_len). */
+ * max_len: positions a sequence may fill (ds_engine_max_len). */
 ds_code ds_req_validate(const ds_req *r, int vocab, int max_len, ds_err *err);
 
 #endif
