@@ -8,6 +8,8 @@
 #include "base/buf.h"
 #include "base/err.h"
 
+#include <stdint.h>
+
 typedef enum {
     DS_CONF_STR,
     DS_CONF_INT,
@@ -22,7 +24,7 @@ typedef struct ds_conf_key {
     ds_conf_type type;
     size_t offset;   /* of the field: char * (STR, ENUM), int64_t (INT, BYTES: 64M, 2G), double, int (BOOL) */
     const char *def; /* default as text; NULL: unset (STR) */
-    double min, max; /* INT, BYTES, FLOAT */
+    double min, max; /* INT, BYTES, FLOAT; equal: any value */
     const char *choices; /* ENUM: "cpu|cuda" */
     const char *unit;    /* "ms", "bytes", "" */
     const char *help;    /* one line */
@@ -49,5 +51,8 @@ ds_code ds_conf_help(const ds_conf_prog *prog, ds_buf *out);     /* --help text 
 ds_code ds_conf_markdown(const ds_conf_prog *prog, ds_buf *out); /* reference page (--help-markdown) */
 ds_code ds_conf_dump(const ds_conf_prog *prog, const void *conf,
                      ds_buf *out); /* effective values, --check-config */
+/* ds_conf_show: what an action other than RUN prints, on stdout (HELP, VERSION, CHECK, MARKDOWN); DS_EIO when
+ * it cannot be written. */
+ds_code ds_conf_show(const ds_conf_prog *prog, const void *conf, ds_conf_action action);
 
 #endif

@@ -32,6 +32,7 @@ typedef struct ds_model_info {
     ds_dtype kv_dtype, weight_dtype;
     size_t kv_bytes_per_token; /* all layers, K and V */
     size_t weight_bytes;       /* read by one step */
+    size_t weight_mem_bytes;   /* of all weights, as held in memory (mapped or made at load) */
     size_t scratch_bytes;
     uint64_t params;
     float temperature, top_p; /* defaults of generation_config.json; NAN when absent */

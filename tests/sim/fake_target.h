@@ -1,0 +1,253 @@
+/* fake_target.h - a target whose next-token distribution is a keyed hash of the context, read back through
+ * the page tables. A lost, doubled, stale or foreign KV entry changes the hash and is counted in `corrupt`,
+ * and the expected output of any request follows by arithmetic (fake_expect), without an engine. Header only:
+ * used by the simulations and the engine's unit tests. */
+#ifndef DS_TESTS_SIM_FAKE_TARGET_H
+#define DS_TESTS_SIM_FAKE_TARGET_H
+
+#include "base/rng.h"
+#include "worker/target.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { FAKE_V = 48, FAKE_EOS = 3, FAKE_POISON = FAKE_V - 1 };
+
+typedef struct fake_entry { /* the "KV" of one position */
+    int32_t token, pos, bad;
+    uint64_t chain;
+} fake_entry;
+
+typedef struct fake_target {
+    ds_model_info info;
+    ds_kv_layer layer;
+    float *logits;
+    int max_logit_rows, max_rows, page_tokens;
+    uint64_t poison_mod; /* not 0: contexts whose hash is a multiple of it give NaN */
+    int fail_in;         /* > 0: counts forwards down; at 1 the call fails with fail_code */
+    ds_code fail_code;
+    long corrupt, forwards, rows;
+} fake_target;
+
+static inline uint64_t fake_mix(uint64_t h, uint64_t v)
+{
+    h = (h ^ v) * 0x9E3779B97F4A7C15u;
+    h = (h ^ h >> 30) * 0xBF58476D1CE4E5B9u;
+    return h ^ h >> 27;
+}
+
+static inline int fake_bad(const fake_target *f, int32_t token, uint64_t chain)
+{
+    return token == FAKE_POISON || (f->poison_mod && chain % f->poison_mod == 0);
+}
+
+static inline void fake_logits(uint64_t chain, int bad, float *y)
+{
+    for (int v = 0; v < FAKE_V; v++)
+        y[v] = bad ? NAN : (float)(fake_mix(chain, (uint64_t)v + 1) >> 40) * 0x1p-24f * 8.0f - 4.0f;
+    if (!bad)
+        y[FAKE_POISON] = -80.0f;
+}
+
+static inline ds_code fake_kv_alloc(void *model, int pages, int page_tokens, ds_kv_pool *ret, ds_err *err)
+{
+    fake_target *f = model;
+    (void)err;
+    f->layer.k = calloc((size_t)pages * (size_t)page_tokens, sizeof(fake_entry));
+    f->page_tokens = page_tokens;
+    *ret = (ds_kv_pool){&f->layer, pages, page_tokens};
+    return DS_OK;
+}
+
+static inline void fake_kv_free(void *model, ds_kv_pool *kv)
+{
+    (void)kv;
+    free(((fake_target *)model)->layer.k);
+}
+
+static inline fake_entry *fake_at(const fake_target *f, const ds_rows *r, int slot, int pos)
+{
+    int32_t page = r->page_table[(size_t)slot * (size_t)r->page_stride + (size_t)(pos / r->page_tokens)];
+    return (fake_entry *)f->layer.k + (size_t)page * (size_t)r->page_tokens + pos % r->page_tokens;
+}
+
+static inline ds_code fake_forward(void *model, const ds_kv_pool *kv, ds_step_args *a, ds_err *err)
+{
+    fake_target *f = model;
+    const ds_rows *r = &a->rows;
+    (void)kv;
+    f->forwards++;
+    f->rows += r->T;
+    if (f->fail_in > 0 && --f->fail_in == 0)
+        return ds_err_set(err, f->fail_code, "injected fault");
+    if (r->T < 1 || r->T > f->max_rows || a->R > f->max_logit_rows)
+        f->corrupt++;
+    for (int t = 0; t < r->T; t++) { /* all rows write */
+        uint64_t before = r->pos[t] ? fake_at(f, r, r->slot[t], r->pos[t] - 1)->chain : 0;
+        fake_entry *e = fake_at(f, r, r->slot[t], r->pos[t]);
+        *e = (fake_entry){r->token[t], r->pos[t], 0, fake_mix(before, (uint64_t)r->token[t] + 7)};
+        e->bad = fake_bad(f, e->token, e->chain);
+    }
+    a->logits = f->logits;
+    for (int k = 0; k < a->R; k++) { /* then rows attend to everything before them */
+        int t = a->logit_row[k], bad = 0;
+        uint64_t chain = 0;
+        for (int pos = 0; pos <= r->pos[t]; pos++) {
+            fake_entry *e = fake_at(f, r, r->slot[t], pos);
+            chain = fake_mix(chain, (uint64_t)e->token + 7);
+            bad |= e->bad;
+            f->corrupt += e->pos != pos || e->chain != chain;
+        }
+        fake_logits(chain, bad, f->logits + (size_t)k * FAKE_V);
+    }
+    return DS_OK;
+}
+
+/* The simplest sampler that uses every field a schedule could get wrong. */
+static inline void fake_sample_one(const float *raw, const ds_sample_row *w, ds_sample_out *out)
+{
+    float y[FAKE_V];
+    double sum = 0;
+    memcpy(y, raw, sizeof y);
+    *out = (ds_sample_out){.bad = isnan(raw[0])};
+    for (int v = 0; v < FAKE_V; v++)
+        sum += exp((double)raw[v]);
+    for (int i = 0; i < w->n_seen; i++) {
+        float *l = &y[w->seen[i]];
+        *l = *l > 0 ? *l / w->repetition : *l * w->repetition;
+        *l -= w->seen_count[i] ? w->presence + w->frequency * (float)w->seen_count[i] : 0.0f;
+    }
+    for (int i = 0; i < w->n_bias; i++)
+        y[w->bias_id[i]] += w->bias[i];
+    for (int i = 0; i < w->n_banned; i++)
+        y[w->banned[i]] = -INFINITY;
+    int best = 0;
+    for (int v = 0; v < FAKE_V; v++) {
+        if (w->temperature > 0)
+            y[v] = y[v] / w->temperature +
+                   ds_rng_gumbel(ds_rng_u32(w->seed, DS_RNG_TOKEN, (uint64_t)w->pos, (uint32_t)v));
+        best = y[v] > y[best] ? v : best;
+    }
+    out->token = w->given >= 0 ? w->given : best;
+    out->logprob = (float)((double)raw[out->token] - log(sum));
+}
+
+static inline ds_code fake_sample(void *device, const ds_sample_args *a)
+{
+    (void)device;
+    for (int r = 0; r < a->R; r++)
+        fake_sample_one(a->logits + (size_t)r * FAKE_V, &a->row[r], &a->out[r]);
+    return DS_OK;
+}
+
+/* fake_init: for an engine of this conf (max_logit_rows set). */
+static inline ds_target fake_init(fake_target *f, const ds_engine_conf *c, int max_positions)
+{
+    *f = (fake_target){.max_logit_rows = c->max_logit_rows, .max_rows = c->max_step_rows};
+    f->info = (ds_model_info){.arch = "Fake", .vocab = FAKE_V, .max_positions = max_positions, .n_eos = 1};
+    f->info.eos[0] = FAKE_EOS;
+    f->logits = calloc((size_t)c->max_logit_rows * FAKE_V, sizeof(float));
+    return (ds_target){f, f, &f->info, fake_kv_alloc, fake_kv_free, fake_forward, fake_sample};
+}
+
+static inline void fake_fini(fake_target *f)
+{
+    free(f->logits);
+}
+
+typedef struct fake_result {
+    int32_t *token; /* [n] the whole output, resumed tokens included */
+    float *logprob; /* [n] 0 for resumed tokens */
+    int n, bad;     /* bad: ends with a NaN instead of `finish` */
+    ds_finish finish;
+    float *prompt_logprob; /* [n_prompt] entry 0 unused */
+} fake_result;
+
+/* fake_expect: what the request must give under any schedule. Straight from the definition, no cache. */
+static inline fake_result fake_expect(const fake_target *f, const ds_req *q, int max_len)
+{
+    fake_result r = {0};
+    int cap = q->max_tokens < max_len + 1 - q->n_prompt ? q->max_tokens : max_len + 1 - q->n_prompt, bad = 0;
+    int32_t seen[FAKE_V], count[FAKE_V], times[FAKE_V] = {0}, in[FAKE_V] = {0}, stop[80];
+    float y[FAKE_V];
+    uint64_t chain = 0;
+    int n_stop = q->n_stop_id;
+    memcpy(stop, q->stop_id, (size_t)n_stop * sizeof *stop);
+    if (!q->ignore_eos)
+        stop[n_stop++] = FAKE_EOS;
+    r.token = calloc((size_t)cap + 1, sizeof *r.token);
+    r.logprob = calloc((size_t)cap + 1, sizeof *r.logprob);
+    r.prompt_logprob = calloc((size_t)q->n_prompt, sizeof(float));
+    for (int i = 0;; i++) {
+        int32_t token = i < q->n_prompt ? q->prompt[i] : r.token[i - q->n_prompt];
+        chain = fake_mix(chain, (uint64_t)token + 7);
+        bad |= fake_bad(f, token, chain);
+        in[token] = 1;
+        times[token] += i >= q->n_prompt;
+        fake_logits(chain, bad, y);
+        ds_sample_out out;
+        ds_sample_row w = {.given = -1};
+        if (i + 1 < q->n_prompt) {
+            w.given = q->prompt[i + 1];
+            fake_sample_one(y, &w, &out);
+            r.prompt_logprob[i + 1] = out.logprob;
+            if (bad && q->prompt_logprobs >= 0) {
+                r.bad = 1;
+                return r;
+            }
+            continue;
+        }
+        int at = i + 1 - q->n_prompt; /* index of the output token being chosen */
+        if (at < q->n_output) {
+            r.token[r.n++] = q->output[at];
+        } else if (bad) {
+            r.bad = 1;
+            return r;
+        } else {
+            int n_seen = 0;
+            for (int v = 0; v < FAKE_V; v++)
+                if (in[v]) {
+                    seen[n_seen] = v;
+                    count[n_seen++] = times[v];
+                }
+            w = (ds_sample_row){q->temperature,
+                                q->top_p,
+                                q->min_p,
+                                q->top_k,
+                                q->repetition,
+                                q->presence,
+                                q->frequency,
+                                q->seed,
+                                i + 1,
+                                seen,
+                                count,
+                                n_seen,
+                                q->bias_id,
+                                q->bias,
+                                q->n_bias,
+                                stop,
+                                at < q->min_tokens ? n_stop : 0,
+                                -1,
+                                -1};
+            fake_sample_one(y, &w, &out);
+            r.logprob[r.n] = out.logprob;
+            r.token[r.n++] = out.token;
+        }
+        int stopped = 0;
+        for (int k = 0; k < n_stop; k++)
+            stopped |= r.token[r.n - 1] == stop[k] && r.n > q->min_tokens;
+        r.finish = stopped ? DS_FINISH_STOP : r.n == cap ? DS_FINISH_LENGTH : DS_FINISH_NONE;
+        /* a resumed request is only looked at again after its last given token */
+        if (r.n >= q->n_output && r.finish != DS_FINISH_NONE)
+            return r;
+    }
+}
+
+static inline void fake_result_free(fake_result *r)
+{
+    free(r->token);
+    free(r->logprob);
+    free(r->prompt_logprob);
+}
+
+#endif

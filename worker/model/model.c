@@ -1,0 +1,267 @@
+/* model.c - opens a folder, plans its memory, owns the KV pool's layout and checks every step before it
+ * reaches the ops. One architecture today; another is one more bind/alloc/forward beside qwen3. */
+#include "worker/model/model.h"
+#include "base/log.h"
+#include "worker/model/qwen3.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Row metadata on a back end whose memory is not the host's. */
+typedef struct ds_row_mirror {
+    int32_t *row; /* [4, max_rows]: token, pos, slot, logit_row */
+    int32_t *table;
+    size_t table_cap; /* entries */
+} ds_row_mirror;
+
+struct ds_model {
+    ds_model_info info;
+    ds_config conf;
+    ds_weights weights;
+    ds_qwen3 qwen3;
+    ds_backend *backend;
+    ds_row_mirror mirror;
+    int host; /* back-end memory is host memory */
+};
+
+/* --- open --------------------------------------------------------------------------------------------- */
+
+static ds_code parse_choice(const char *key, const char *value, const char *const *names, int n, int *ret,
+                            ds_err *err)
+{
+    *ret = 0;
+    for (int i = 0; value && i < n; i++)
+        if (strcmp(value, names[i]) == 0) {
+            *ret = i;
+            return DS_OK;
+        }
+    if (!value)
+        return DS_OK;
+    return ds_err_field(err, DS_EINVAL, key, "%s is '%.40s'; known values start with '%s'", key, value,
+                        names[0]);
+}
+
+static void fill_info(ds_model *m, ds_dtype stored, ds_dtype kv)
+{
+    const ds_config *c = &m->conf;
+    ds_model_info *o = &m->info;
+    *o = (ds_model_info){.vocab = c->vocab,
+                         .hidden = c->hidden,
+                         .layers = c->layers,
+                         .heads = c->heads,
+                         .kv_heads = c->kv_heads,
+                         .head_dim = c->head_dim,
+                         .mlp = c->mlp,
+                         .max_positions = m->qwen3.max_positions,
+                         .n_eos = c->n_eos,
+                         .kv_layers = c->layers,
+                         .kv_heads_cache = c->kv_heads,
+                         .kv_head_dim = c->head_dim,
+                         .kv_dtype = kv,
+                         .weight_dtype = stored,
+                         .weight_bytes = m->weights.step_bytes,
+                         .weight_mem_bytes = m->weights.mem_bytes,
+                         .scratch_bytes = m->qwen3.scratch_bytes,
+                         .params = m->weights.params,
+                         .temperature = c->temperature,
+                         .top_p = c->top_p,
+                         .top_k = c->top_k};
+    memcpy(o->arch, c->arch, sizeof o->arch);
+    memcpy(o->eos, c->eos, sizeof o->eos);
+    o->kv_bytes_per_token =
+        2 * (size_t)c->layers * (size_t)c->kv_heads * (size_t)c->head_dim * ds_dtype_size(kv);
+}
+
+/* Everything that the headers and configs can tell; no weight is read. */
+static ds_code prepare(ds_model *m, const char *dir, const ds_model_opts *opts, ds_err *err)
+{
+    static const char *const weight_names[] = {"auto", "int8"}, *const kv_names[] = {"auto", "f32", "bf16"};
+    int weights, kv;
+    DS_TRY(parse_choice("weights", opts->weights, weight_names, 2, &weights, err));
+    DS_TRY(parse_choice("kv_dtype", opts->kv_dtype, kv_names, 3, &kv, err));
+    DS_TRY(ds_config_load(dir, &m->conf, err));
+    DS_TRY(ds_weights_open(dir, weights == 1, &m->weights, err));
+    DS_TRY(ds_qwen3_bind(&m->qwen3, &m->conf, opts, &m->weights, err));
+    ds_dtype held = m->qwen3.head.dtype, table = m->qwen3.embed.dtype;
+    ds_dtype cache = kv == 1 || (kv == 0 && table == DS_F32) ? DS_F32 : DS_BF16;
+    fill_info(m, held, cache);
+    return DS_OK;
+}
+
+static ds_code open_on(ds_model *m, ds_backend *b, ds_err *err)
+{
+    m->backend = b;
+    m->host = ds_backend_is_host(b);
+    ds_weights_warn_extra(&m->weights);
+    DS_TRY(ds_weights_load(&m->weights, b, err));
+    DS_TRY(ds_qwen3_alloc(&m->qwen3, b, err));
+    if (m->host)
+        return DS_OK;
+    return b->alloc(b, 4 * (size_t)m->qwen3.max_rows * sizeof(int32_t), (void **)&m->mirror.row, err);
+}
+
+ds_code ds_model_open(const char *dir, const ds_model_opts *opts, ds_backend *b, ds_model **ret, ds_err *err)
+{
+    ds_model *m = calloc(1, sizeof *m);
+    if (!m)
+        return ds_err_set(err, DS_ENOMEM, "no memory for a model");
+    ds_code code = prepare(m, dir, opts, err);
+    if (code == DS_OK)
+        code = open_on(m, b, err);
+    if (code != DS_OK) {
+        ds_model_close(m);
+        return code;
+    }
+    *ret = m;
+    return DS_OK;
+}
+
+void ds_model_close(ds_model *m)
+{
+    if (!m)
+        return;
+    if (m->mirror.row)
+        m->backend->free(m->backend, m->mirror.row);
+    if (m->mirror.table)
+        m->backend->free(m->backend, m->mirror.table);
+    ds_qwen3_free(&m->qwen3, m->backend);
+    ds_weights_close(&m->weights);
+    free(m);
+}
+
+const ds_model_info *ds_model_get_info(const ds_model *m)
+{
+    return &m->info;
+}
+
+ds_code ds_model_plan(const char *dir, const ds_model_opts *opts, ds_model_info *ret, ds_err *err)
+{
+    ds_model *m = calloc(1, sizeof *m);
+    if (!m)
+        return ds_err_set(err, DS_ENOMEM, "no memory for a model");
+    ds_code code = prepare(m, dir, opts, err);
+    *ret = m->info;
+    ds_model_close(m);
+    return code;
+}
+
+/* --- KV ----------------------------------------------------------------------------------------------- */
+
+ds_code ds_model_kv_alloc(ds_model *m, int pages, int page_tokens, ds_kv_pool *ret, ds_err *err)
+{
+    const ds_model_info *o = &m->info;
+    size_t bytes = ds_dtype_size(o->kv_dtype) * (size_t)o->kv_heads_cache * (size_t)o->kv_head_dim;
+    *ret = (ds_kv_pool){.pages = pages, .page_tokens = page_tokens};
+    if (pages < 1 || page_tokens < 1 || page_tokens > 1024 ||
+        __builtin_mul_overflow(bytes, (size_t)pages * (size_t)page_tokens, &bytes))
+        return ds_err_field(err, DS_EINVAL, "kv_pages", "kv_pages %d of %d tokens: sizes must be positive",
+                            pages, page_tokens);
+    ret->layer = calloc((size_t)o->kv_layers, sizeof *ret->layer);
+    if (!ret->layer)
+        return ds_err_set(err, DS_ENOMEM, "no memory for %d KV layers", o->kv_layers);
+    for (int i = 0; i < o->kv_layers; i++) {
+        ret->layer[i].dtype = o->kv_dtype;
+        ds_code code = m->backend->alloc(m->backend, bytes, &ret->layer[i].k, err);
+        if (code == DS_OK)
+            code = m->backend->alloc(m->backend, bytes, &ret->layer[i].v, err);
+        if (code != DS_OK) {
+            ds_model_kv_free(m, ret);
+            return code;
+        }
+    }
+    return DS_OK;
+}
+
+void ds_model_kv_free(ds_model *m, ds_kv_pool *kv)
+{
+    for (int i = 0; kv->layer && i < m->info.kv_layers; i++) {
+        if (kv->layer[i].k)
+            m->backend->free(m->backend, kv->layer[i].k);
+        if (kv->layer[i].v)
+            m->backend->free(m->backend, kv->layer[i].v);
+    }
+    free(kv->layer);
+    *kv = (ds_kv_pool){0};
+}
+
+/* --- forward ------------------------------------------------------------------------------------------ */
+
+/* A wrong row would read or write outside the tables, so each is checked; the cost is a few ns per row. */
+static ds_code check_rows(const ds_model *m, const ds_kv_pool *kv, const ds_step_args *a, ds_err *err)
+{
+    const ds_rows *r = &a->rows;
+    if (r->T < 1 || r->T > m->qwen3.max_rows || a->R < 0 || a->R > r->T || a->R > m->qwen3.max_logit_rows)
+        return ds_err_field(err, DS_EINVAL, "rows", "step of %d rows, %d with logits; at most %d and %d",
+                            r->T, a->R, m->qwen3.max_rows, m->qwen3.max_logit_rows);
+    if (r->page_tokens != kv->page_tokens)
+        return ds_err_field(err, DS_EINVAL, "page_tokens", "page_tokens is %d, the pool has %d",
+                            r->page_tokens, kv->page_tokens);
+    for (int t = 0; t < r->T; t++) {
+        int p = r->pos[t], page = p / r->page_tokens;
+        if (r->token[t] < 0 || r->token[t] >= m->conf.vocab)
+            return ds_err_field(err, DS_EINVAL, "token", "row %d: token %d is not in 0..%d", t, r->token[t],
+                                m->conf.vocab - 1);
+        if (p < 0 || p >= m->qwen3.max_positions || r->slot[t] < 0 || page >= r->page_stride)
+            return ds_err_field(err, DS_EINVAL, "pos", "row %d: position %d of slot %d is outside the tables",
+                                t, p, r->slot[t]);
+        int32_t id = r->page_table[(size_t)r->slot[t] * (size_t)r->page_stride + (size_t)page];
+        if (id < 0 || id >= kv->pages)
+            return ds_err_field(err, DS_EINVAL, "page_table", "row %d: page %d is not in 0..%d", t, id,
+                                kv->pages - 1);
+    }
+    for (int i = 0; i < a->R; i++)
+        if (a->logit_row[i] < 0 || a->logit_row[i] >= r->T || (i && a->logit_row[i] <= a->logit_row[i - 1]))
+            return ds_err_field(err, DS_EINVAL, "logit_row",
+                                "logit_row %d is %d; rows must rise within 0..%d", i, a->logit_row[i],
+                                r->T - 1);
+    return DS_OK;
+}
+
+/* Copy the row arrays to the device and point a at the copies. The page table mirror grows when a step brings
+ * more slots than any before it; it stays afterwards. */
+static ds_code mirror_rows(ds_model *m, ds_step_args *a, ds_err *err)
+{
+    ds_backend *b = m->backend;
+    ds_rows *r = &a->rows;
+    size_t T = (size_t)r->T, cap = (size_t)m->qwen3.max_rows, slots = 0;
+    for (int t = 0; t < r->T; t++)
+        slots = (size_t)r->slot[t] >= slots ? (size_t)r->slot[t] + 1 : slots;
+    size_t entries = slots * (size_t)r->page_stride;
+    if (entries > m->mirror.table_cap) {
+        if (m->mirror.table)
+            b->free(b, m->mirror.table);
+        m->mirror.table = NULL;
+        m->mirror.table_cap = 0;
+        DS_TRY(b->alloc(b, 2 * entries * sizeof(int32_t), (void **)&m->mirror.table, err));
+        m->mirror.table_cap = 2 * entries;
+    }
+    int32_t *row = m->mirror.row;
+    DS_TRY(b->upload(b, row, r->token, T * sizeof *row));
+    DS_TRY(b->upload(b, row + cap, r->pos, T * sizeof *row));
+    DS_TRY(b->upload(b, row + 2 * cap, r->slot, T * sizeof *row));
+    if (a->R)
+        DS_TRY(b->upload(b, row + 3 * cap, a->logit_row, (size_t)a->R * sizeof *row));
+    DS_TRY(b->upload(b, m->mirror.table, r->page_table, entries * sizeof *row));
+    r->token = row;
+    r->pos = row + cap;
+    r->slot = row + 2 * cap;
+    a->logit_row = row + 3 * cap;
+    r->page_table = m->mirror.table;
+    return DS_OK;
+}
+
+ds_code ds_model_forward(ds_model *m, const ds_kv_pool *kv, ds_step_args *a, ds_err *err)
+{
+    DS_TRY(check_rows(m, kv, a, err));
+    ds_step_args dev = *a;
+    if (!m->host) {
+        ds_code code = mirror_rows(m, &dev, err);
+        if (code != DS_OK)
+            return code == DS_ENOMEM ? code : ds_err_set(err, code, "upload of %d rows failed", a->rows.T);
+    }
+    DS_TRY(ds_qwen3_forward(&m->qwen3, m->backend, kv, &dev, err));
+    a->logits = dev.logits;
+    a->taps = dev.taps;
+    return DS_OK;
+}

@@ -1,0 +1,30 @@
+/* target.c - the real target: a model on a back end. */
+#include "worker/target.h"
+
+static ds_code kv_alloc(void *model, int pages, int page_tokens, ds_kv_pool *ret, ds_err *err)
+{
+    return ds_model_kv_alloc(model, pages, page_tokens, ret, err);
+}
+
+static void kv_free(void *model, ds_kv_pool *kv)
+{
+    ds_model_kv_free(model, kv);
+}
+
+static ds_code forward(void *model, const ds_kv_pool *kv, ds_step_args *a, ds_err *err)
+{
+    return ds_model_forward(model, kv, a, err);
+}
+
+static ds_code sample(void *device, const ds_sample_args *a)
+{
+    ds_backend *b = device;
+    return b->sample(b, a);
+}
+
+ds_code ds_engine_create(const ds_engine_conf *conf, ds_model *model, ds_backend *b, ds_event_fn fn,
+                         void *ctx, ds_engine **ret, ds_err *err)
+{
+    ds_target target = {model, b, ds_model_get_info(model), kv_alloc, kv_free, forward, sample};
+    return ds_engine_create_on(conf, &target, fn, ctx, ret, err);
+}

@@ -1,0 +1,21 @@
+/* target.h - the engine's view of a target model: four calls. The engine sees no more of model and back end
+ * than this, so a simulation can stand in for them. */
+#ifndef DS_WORKER_TARGET_H
+#define DS_WORKER_TARGET_H
+
+#include "worker/engine.h"
+
+typedef struct ds_target {
+    void *model, *device; /* first arguments of the calls below */
+    const ds_model_info *info;
+    ds_code (*kv_alloc)(void *model, int pages, int page_tokens, ds_kv_pool *ret, ds_err *err);
+    void (*kv_free)(void *model, ds_kv_pool *kv);
+    ds_code (*forward)(void *model, const ds_kv_pool *kv, ds_step_args *a, ds_err *err);
+    ds_code (*sample)(void *device, const ds_sample_args *a);
+} ds_target;
+
+/* ds_engine_create_on: ds_engine_create over any target; copies *target. */
+ds_code ds_engine_create_on(const ds_engine_conf *conf, const ds_target *target, ds_event_fn fn, void *ctx,
+                            ds_engine **ret, ds_err *err);
+
+#endif
