@@ -44,7 +44,9 @@ ds_code ds_seq_create(const ds_req *req, const ds_seq_limits *limits, ds_seq **r
 {
     int64_t cap = (int64_t)req->n_prompt + req->max_tokens;
     ds_seq tmp = {.req = *req, .cap = cap <= limits->max_len ? (int)cap : limits->max_len + 1};
-    tmp.n_stop = req->n_stop_id + (req->ignore_eos ? 0 : limits->n_eos);
+    tmp.n_stop = req->n_stop_id;
+    for (int i = 0; i < limits->n_eos && !req->ignore_eos; i++)
+        tmp.n_stop += limits->eos[i] >= 0 && limits->eos[i] < limits->vocab;
     tmp.penalized = req->repetition != 1.0f || req->presence != 0.0f || req->frequency != 0.0f;
     int n_seen = !tmp.penalized ? 0 : tmp.cap < limits->vocab ? tmp.cap : limits->vocab;
     int n_index = tmp.penalized ? 1 : 0;
@@ -73,8 +75,9 @@ ds_code ds_seq_create(const ds_req *req, const ds_seq_limits *limits, ds_seq **r
     }
     if (req->n_stop_id)
         memcpy(s->stop, req->stop_id, (size_t)req->n_stop_id * sizeof *s->stop);
-    for (int i = req->n_stop_id; i < s->n_stop; i++)
-        s->stop[i] = limits->eos[i - req->n_stop_id];
+    for (int i = 0, at = req->n_stop_id; at < s->n_stop; i++)
+        if (limits->eos[i] >= 0 && limits->eos[i] < limits->vocab) /* a checkpoint's config may name more */
+            s->stop[at++] = limits->eos[i];
     s->req.stop_id = s->stop;
     for (int i = 0; s->penalized && i < s->n; i++)
         seen_add(&s->seen, s->tokens[i], i >= req->n_prompt);

@@ -131,10 +131,11 @@ DS_TEST(queue_limit_is_exact)
 
 DS_TEST(youngest_gives_way_and_returns_before_newcomers)
 {
-    ds_sched *s = make_sched(3, 16, 3, 8, 8, 2);
-    ds_seq *old = make_seq(1, 4, 10, 0), *young = make_seq(2, 4, 10, 40);
+    ds_sched *s = make_sched(2, 16, 2, 8, 8, 2);
+    ds_seq *old = make_seq(1, 4, 10, 0), *young = make_seq(2, 4, 10, 40), *newcomer = make_seq(3, 1, 10, 80);
     add(s, old);
     add(s, young);
+    add(s, newcomer); /* would fit beside the old one, but a preempted one comes first */
     run(s, ds_sched_plan(s));
     while (!young->preempted) {
         CHECK_EQ(old->preempted, 0);
@@ -142,8 +143,6 @@ DS_TEST(youngest_gives_way_and_returns_before_newcomers)
     }
     CHECK(old->slot >= 0 && young->slot < 0);
     CHECK_EQ(young->n_pages, 0);
-    ds_seq *newcomer = make_seq(3, 1, 1, 80);
-    add(s, newcomer); /* would fit beside the old one, but the preempted one comes first */
     while (young->slot < 0) {
         CHECK(newcomer->slot < 0);
         const ds_plan *p = ds_sched_plan(s);

@@ -1,6 +1,7 @@
 /* weights.c - binding, checking and placing weights. The heavy pass (scan, quantise) runs on a few threads
  * that live only during ds_weights_load; each job writes only its own destination. */
 #include "worker/model/weights.h"
+#include "base/clock.h"
 #include "base/log.h"
 
 #include <pthread.h>
@@ -215,7 +216,8 @@ typedef struct ds_load {
     ds_weights *w;
     atomic_int next, done;
     atomic_int failed;
-    int quantised; /* jobs with quantise */
+    int quantised;        /* jobs with quantise */
+    uint64_t reported_ns; /* under lock */
     pthread_mutex_t lock;
     ds_err err; /* first failure, under lock */
 } ds_load;
@@ -226,6 +228,19 @@ static void load_fail(ds_load *l, const ds_err *e)
     if (!atomic_exchange(&l->failed, 1))
         l->err = *e;
     pthread_mutex_unlock(&l->lock);
+}
+
+/* One line every two seconds and one at the end: a 32B model takes minutes, a small one says one line. */
+static void report(ds_load *l, int done)
+{
+    uint64_t now = ds_now_ns();
+    pthread_mutex_lock(&l->lock);
+    int due = done == l->quantised || now - l->reported_ns >= 2000000000u;
+    if (due)
+        l->reported_ns = now;
+    pthread_mutex_unlock(&l->lock);
+    if (due)
+        ds_log(DS_LOG_INFO, "model", "int8: %d of %d matrices", done, l->quantised);
 }
 
 static ds_code run_job(ds_load *l, ds_weight_job *j, ds_err *err)
@@ -244,9 +259,7 @@ static ds_code run_job(ds_load *l, ds_weight_job *j, ds_err *err)
     uintptr_t to = ((uintptr_t)t->data + t->bytes) & ~(uintptr_t)4095;
     if (to > from)
         (void)madvise((void *)from, to - from, MADV_DONTNEED);
-    int done = 1 + atomic_fetch_add(&l->done, 1), tenth = (l->quantised + 9) / 10;
-    if (done % tenth == 0 || done == l->quantised)
-        ds_log(DS_LOG_INFO, "model", "int8: %d of %d matrices", done, l->quantised);
+    report(l, 1 + atomic_fetch_add(&l->done, 1));
     return DS_OK;
 }
 
@@ -273,7 +286,7 @@ static int load_threads(void)
 /* Threads beyond the first are a gain, not a need: one that cannot start is left out. */
 static ds_code run_jobs(ds_weights *w, ds_err *err)
 {
-    ds_load l = {.w = w, .lock = PTHREAD_MUTEX_INITIALIZER};
+    ds_load l = {.w = w, .reported_ns = ds_now_ns(), .lock = PTHREAD_MUTEX_INITIALIZER};
     for (int i = 0; i < w->n_jobs; i++)
         l.quantised += w->job[i].quantise;
     pthread_t thread[MAX_LOAD_THREADS];
