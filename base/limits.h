@@ -23,6 +23,11 @@ enum {
     DS_MAX_HTTP_HEADER_BYTES = 32 << 10,
     DS_MAX_HTTP_BODY_BYTES = 8 << 20,
     DS_MAX_JSON_DEPTH = 64,
+    DS_MAX_TOKENIZER_BYTES = 64 << 20, /* tokenizer.json, tokenizer_config.json */
+    DS_MAX_VOCAB = 1 << 20,            /* token ids */
+    DS_MAX_TOKEN_BYTES = 4096,         /* one token's string in the file */
+    DS_MAX_ADDED_TOKENS = 1 << 16,
+    DS_MAX_TEXT_BYTES = 64 << 20,      /* one text to encode */
     DS_MAX_CONFIG_BYTES = 4 << 20,     /* config.json, generation_config.json */
     DS_MAX_ST_HEADER_BYTES = 16 << 20, /* safetensors header and shard index: about 130,000 tensors */
     DS_MAX_SHARDS = 1024,              /* files of one checkpoint */
