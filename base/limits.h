@@ -28,6 +28,7 @@ enum {
     DS_MAX_TOKEN_BYTES = 4096,         /* one token's string in the file */
     DS_MAX_ADDED_TOKENS = 1 << 16,
     DS_MAX_TEXT_BYTES = 64 << 20,      /* one text to encode */
+    DS_MAX_TOOL_CALL_BYTES = 1 << 20,  /* one <tool_call> of an answer; longer ones are content */
     DS_MAX_CONFIG_BYTES = 4 << 20,     /* config.json, generation_config.json */
     DS_MAX_ST_HEADER_BYTES = 16 << 20, /* safetensors header and shard index: about 130,000 tensors */
     DS_MAX_SHARDS = 1024,              /* files of one checkpoint */

@@ -24,8 +24,11 @@ ds_code ds_chat_detect(const char *dir, ds_chat_kind *ret, ds_err *err);
 ds_code ds_chat_render(ds_chat_kind kind, const json_t *messages, const json_t *tools,
                        const ds_chat_opts *opts, ds_buf *out, ds_err *err);
 
-/* ds_chat_parse: splits a finished or growing answer into reasoning, content and tool calls (Qwen3: <think>,
- * <tool_call>). Incremental: push pieces of text, read what became certain. */
+/* ds_chat_parser: splits a finished or growing answer into reasoning, content and tool calls (Qwen3: <think>,
+ * <tool_call>). Incremental: push pieces of text, fn is called with what became certain; how the text was cut
+ * makes no difference. Nothing is lost except the tags and up to 8 newlines beside each: a tag in the wrong
+ * place or a tool call that is no {"name": string, "arguments": object} comes as content. in_reasoning: the
+ * prompt already opened <think>. One stream, one thread. */
 typedef struct ds_chat_parser ds_chat_parser;
 typedef enum { DS_CHAT_EV_CONTENT, DS_CHAT_EV_REASONING, DS_CHAT_EV_TOOL_CALL } ds_chat_ev;
 typedef void (*ds_chat_fn)(void *ctx, ds_chat_ev kind, const char *text,
@@ -33,6 +36,7 @@ typedef void (*ds_chat_fn)(void *ctx, ds_chat_ev kind, const char *text,
 ds_code ds_chat_parser_open(ds_chat_kind kind, int in_reasoning, int parse_tools, ds_chat_fn fn, void *ctx,
                             ds_chat_parser **ret);
 ds_code ds_chat_parser_push(ds_chat_parser *p, const char *text, size_t len);
+/* ds_chat_parser_finish: the end of the answer; what was held back comes now. */
 ds_code ds_chat_parser_finish(ds_chat_parser *p);
 void ds_chat_parser_close(ds_chat_parser *p);
 

@@ -2,6 +2,9 @@
 #include "kernels/cpu/cpu.h"
 
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 typedef struct level {
     const ds_isa *isa;
@@ -14,10 +17,13 @@ static int always(void)
 }
 
 #if defined(__x86_64__)
-/* __builtin_cpu_supports also checks that the system saves the wide registers (XGETBV). */
+/* __builtin_cpu_supports also checks that the system saves the wide registers (XGETBV). clang 14 has no name
+ * for F16C: CPUID leaf 1, ECX bit 29. */
 static int has_avx2(void)
 {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    unsigned a, b, c, d;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
 static int has_avx512(void)
 {

@@ -9,11 +9,25 @@
 
 #include "kernels/cpu/cpu.h"
 
+/* Tiles are inlined and unrolled into registers, one copy per shape. Sanitizers would take minutes over those
+ * copies: there one checked copy serves every shape, with the same arithmetic. */
+#if defined(__has_feature)
+#define DS_SANITIZED (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer))
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define DS_SANITIZED 1
+#else
+#define DS_SANITIZED 0
+#endif
+#if DS_SANITIZED
+#define DS_INLINE static __attribute__((noinline))
+#define DS_UNROLL
+#else
 #define DS_INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
 #define DS_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define DS_UNROLL _Pragma("GCC unroll 8")
+#endif
 #endif
 
 enum { UNIT = 2 * VW, TILE_N = 8, TILE_T = 6 };
