@@ -7,7 +7,6 @@
 #include "text/utf8.h"
 
 #include <jansson.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
