@@ -69,7 +69,15 @@ ds_room(client ds_proto ds_base PkgConfig::ZMQ)
 if(TARGET ds_client)
     set_target_properties(ds_client PROPERTIES OUTPUT_NAME dspark-client)
 endif()
-ds_room(cli ds_client ds_base PkgConfig::JANSSON)
+# cli: talks HTTP through libcurl; links the worker only for `dspark-bench forward`, which runs in process.
+pkg_check_modules(CURL REQUIRED IMPORTED_TARGET libcurl)
+set(cli_rooms ds_base)
+foreach(room ds_client ds_worker)
+    if(TARGET ${room})
+        list(PREPEND cli_rooms ${room})
+    endif()
+endforeach()
+ds_room(cli ${cli_rooms} PkgConfig::JANSSON PkgConfig::CURL)
 
 # Programs: <room>/main.c, or <room>/main_<x>.c.
 set(DS_PROGRAMS "")

@@ -9,6 +9,11 @@ foreach(room ds_daemon ds_worker ds_cli ds_client ds_text ds_kernels ds_proto ds
         list(APPEND rooms ${room})
     endif()
 endforeach()
+# The fake worker: real link and engine, a model that is a hash, fault orders. Never installed.
+if(TARGET ds_worker)
+    add_executable(dspark-fake-worker ${CMAKE_SOURCE_DIR}/tests/lib/fake_worker.c)
+    target_link_libraries(dspark-fake-worker PRIVATE ds_worker)
+endif()
 foreach(kind unit kernel golden sim bench)
     file(GLOB files CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/${kind}/test_*.c)
     foreach(file ${files})
