@@ -27,19 +27,19 @@ struct ds_model {
 
 /* --- open --------------------------------------------------------------------------------------------- */
 
-static ds_code parse_choice(const char *key, const char *value, const char *const *names, int n, int *ret,
-                            ds_err *err)
+/* Index of value among the words of choices ("auto|int8"); NULL is the first. */
+static ds_code parse_choice(const char *key, const char *value, const char *choices, int *ret, ds_err *err)
 {
-    *ret = 0;
-    for (int i = 0; value && i < n; i++)
-        if (strcmp(value, names[i]) == 0) {
-            *ret = i;
-            return DS_OK;
-        }
-    if (!value)
-        return DS_OK;
-    return ds_err_field(err, DS_EINVAL, key, "%s is '%.40s'; known values start with '%s'", key, value,
-                        names[0]);
+    int index = 0;
+    for (const char *c = choices; value; c = strchr(c, '|') + 1, index++) {
+        size_t n = strcspn(c, "|");
+        if (strlen(value) == n && memcmp(value, c, n) == 0)
+            break;
+        if (!c[n])
+            return ds_err_field(err, DS_EINVAL, key, "%s is '%.40s', must be one of %s", key, value, choices);
+    }
+    *ret = index;
+    return DS_OK;
 }
 
 static void fill_info(ds_model *m, ds_dtype stored, ds_dtype kv)
@@ -76,10 +76,9 @@ static void fill_info(ds_model *m, ds_dtype stored, ds_dtype kv)
 /* Everything that the headers and configs can tell; no weight is read. */
 static ds_code prepare(ds_model *m, const char *dir, const ds_model_opts *opts, ds_err *err)
 {
-    static const char *const weight_names[] = {"auto", "int8"}, *const kv_names[] = {"auto", "f32", "bf16"};
     int weights, kv;
-    DS_TRY(parse_choice("weights", opts->weights, weight_names, 2, &weights, err));
-    DS_TRY(parse_choice("kv_dtype", opts->kv_dtype, kv_names, 3, &kv, err));
+    DS_TRY(parse_choice("weights", opts->weights, "auto|int8", &weights, err));
+    DS_TRY(parse_choice("kv_dtype", opts->kv_dtype, "auto|f32|bf16", &kv, err));
     DS_TRY(ds_config_load(dir, &m->conf, err));
     if (m->conf.draft.block)
         return ds_err_field(err, DS_EUNSUPPORTED, "architectures",
