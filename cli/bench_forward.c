@@ -144,7 +144,8 @@ static ds_code open_model(bench *b, const char *dir, ds_err *err)
                           .max_positions = (int)b->conf->context + longest,
                           .weights = b->conf->weights,
                           .kv_dtype = "auto"};
-    DS_TRY(ds_backend_open("cpu", (int)b->conf->threads, b->conf->isa, &b->backend, err));
+    const char *isa = strcmp(b->conf->isa, "auto") == 0 ? NULL : b->conf->isa;
+    DS_TRY(ds_backend_open("cpu", (int)b->conf->threads, isa, &b->backend, err));
     DS_TRY(ds_model_open(dir, &opts, b->backend, &b->model, err));
     b->info = ds_model_get_info(b->model);
     return make_arrays(b, err);
