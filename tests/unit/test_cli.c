@@ -179,8 +179,8 @@ DS_TEST(figures_for_people)
     static const struct {
         double v;
         const char *count, *bytes;
-    } cases[] = {{0, "0", "0B"},          {1.25, "1.2", "1B"},     {812, "812", "812B"},
-                 {9999, "9999", "9.8K"},  {12345, "12.3k", "12K"}, {4.5e6, "4.5M", "4.3M"},
+    } cases[] = {{0, "0", "0B"},         {1.25, "1.2", "1B"},     {812, "812", "812B"},
+                 {9999, "9999", "9.8K"}, {12345, "12.3k", "12K"}, {4.5e6, "4.5M", "4.3M"},
                  {4.5e9, "4.5G", "4.2G"}};
     char text[32];
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
