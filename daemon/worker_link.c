@@ -142,7 +142,8 @@ static void copy_caps(ds_worker *w, const ds_pb_caps *c)
     copy_text(w->device, sizeof w->device, c->device, &w->caps.device);
     copy_text(w->weights, sizeof w->weights, c->weights, &w->caps.weights);
     copy_text(w->draft, sizeof w->draft, c->draft, &w->caps.draft);
-    memcpy(w->eos, c->eos, c->n_eos * sizeof *w->eos); /* n_eos <= DS_MAX_STOP_TOKENS was validated */
+    if (c->n_eos) /* <= DS_MAX_STOP_TOKENS was validated */
+        memcpy(w->eos, c->eos, c->n_eos * sizeof *w->eos);
     w->caps.eos = w->eos;
 }
 
