@@ -148,7 +148,8 @@ ds_code ds_conf_help(const ds_conf_prog *prog, ds_buf *out)
         char usage[2 * DS_CONF_WORD], range[DS_CONF_WORD], text[4 * DS_CONF_WORD];
         usage_of(key, usage);
         ds_conf_range(key, range);
-        int has_default = key->def && key->def[0] && !(key->type == DS_CONF_BOOL && strcmp(key->def, "false") == 0);
+        int has_default =
+            key->def && key->def[0] && !(key->type == DS_CONF_BOOL && strcmp(key->def, "false") == 0);
         snprintf(text, sizeof text, "%s%s%s%s%s%s%s", key->help, has_default || range[0] ? " (" : "",
                  has_default ? "default " : "", has_default ? key->def : "",
                  has_default && range[0] ? "; " : "", range, has_default || range[0] ? ")" : "");

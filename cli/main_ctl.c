@@ -1,6 +1,7 @@
 /* main_ctl.c - dsparkctl: asks a running daemon, over HTTP or over the internal RPC door. */
 #include "cli/ctl.h"
 #include "cli/ctl_rpc.h"
+#include "cli/exit.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -51,7 +52,7 @@ static const ds_conf_prog PROG = {"dsparkctl",
                                   "  complete [TEXT]   continue TEXT (or stdin)\n"
                                   "  tokenize TEXT     token ids of TEXT\n"
                                   "  top               live view; q quits\n\n"
-                                  "Exit codes: 0 done, 1 the request failed, 2 wrong usage, 3 the daemon "
+                                  "Exit codes: 0 done, 1 the request failed, 64 wrong usage, 74 the daemon "
                                   "cannot be reached, 130 interrupted."};
 
 static volatile int g_stop;
@@ -73,14 +74,14 @@ static void catch_signals(void)
 static int exit_code(ds_code code)
 {
     if (g_stop)
-        return 130;
+        return DS_CLI_INTERRUPTED;
     switch (ds_err_class(code)) {
     case DS_CLASS_NONE:
-        return 0;
+        return DS_CLI_DONE;
     case DS_CLASS_IO:
-        return 3;
+        return DS_CLI_UNREACHABLE;
     default:
-        return 1;
+        return DS_CLI_FAILED;
     }
 }
 
@@ -94,7 +95,7 @@ static int run_command(const ds_ctl_conf *conf, int argc, char **argv)
         fprintf(stderr,
                 "dsparkctl: %s%s; commands are status, models, chat, complete, tokenize, top (--help)\n",
                 argc ? "unknown command " : "no command", argc ? argv[0] : "");
-        return 2;
+        return DS_CLI_USAGE;
     }
     ds_ctl c = {.conf = conf, .stop = &g_stop};
     ds_code code = conf->rpc ? ds_ctl_rpc_open(conf, &c.rpc, &err)
@@ -116,13 +117,13 @@ int main(int argc, char **argv)
     int rest, status = 0;
     if (ds_conf_load(&PROG, &conf, argc, argv, environ, &action, &rest, &err)) {
         fprintf(stderr, "dsparkctl: %s\n", err.msg);
-        return 2;
+        return DS_CLI_USAGE;
     }
     catch_signals();
     if (action == DS_CONF_RUN)
         status = run_command(&conf, argc - rest, argv + rest);
     else
-        status = ds_conf_show(&PROG, &conf, action) ? 1 : 0;
+        status = ds_conf_show(&PROG, &conf, action) ? DS_CLI_UNREACHABLE : DS_CLI_DONE;
     ds_conf_free(&PROG, &conf);
     return status;
 }

@@ -119,6 +119,8 @@ ds_code ds_tokenizer_encode(const ds_tokenizer *t, const char *text, size_t len,
 {
     if (len > DS_MAX_TEXT_BYTES)
         return ds_err_set(err, DS_ELIMIT, "text has %zu bytes; the limit is %d", len, DS_MAX_TEXT_BYTES);
+    if (!len)
+        text = "";
     size_t valid = ds_utf8_prefix(text, len);
     if (valid != len)
         return ds_err_set(err, DS_EINVAL, "text is not valid UTF-8 at byte %zu", valid);

@@ -58,6 +58,7 @@ ds_code ds_engine_create_on(const ds_engine_conf *conf, const ds_target *target,
                             ds_engine **ret, ds_err *err)
 {
     *ret = NULL;
+    DS_ASSERT(fn && conf->clock.now_ns);
     ds_engine_conf c = *conf;
     if (c.max_logit_rows == 0)
         c.max_logit_rows = c.max_seqs;

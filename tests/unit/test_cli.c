@@ -2,6 +2,7 @@
  * prompts. */
 #include "base/rng.h"
 #include "cli/bench.h"
+#include "cli/bench_forward.h"
 #include "cli/bench_prompts.h"
 #include "cli/dist.h"
 #include "cli/http.h"
@@ -179,8 +180,8 @@ DS_TEST(figures_for_people)
     static const struct {
         double v;
         const char *count, *bytes;
-    } cases[] = {{0, "0", "0B"},          {1.25, "1.2", "1B"},     {812, "812", "812B"},
-                 {9999, "9999", "9.8K"},  {12345, "12.3k", "12K"}, {4.5e6, "4.5M", "4.3M"},
+    } cases[] = {{0, "0", "0B"},         {1.25, "1.2", "1B"},     {812, "812", "812B"},
+                 {9999, "9999", "9.8K"}, {12345, "12.3k", "12K"}, {4.5e6, "4.5M", "4.3M"},
                  {4.5e9, "4.5G", "4.2G"}};
     char text[32];
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -280,4 +281,13 @@ DS_TEST(lists_of_numbers)
                   bad[i]);
         CHECK_STR(err.field, "rows");
     }
+}
+
+/* C = 8, H = 2, G = 1, D = 4, I = 16, V = 10, one layer: by hand, 2 * (8*16 + 8*8 + 3*8*16) = 1152 a row. */
+DS_TEST(flops_of_a_pass)
+{
+    ds_model_info m = {
+        .vocab = 10, .hidden = 8, .layers = 1, .heads = 2, .kv_heads = 1, .head_dim = 4, .mlp = 16};
+    CHECK(ds_forward_flops(&m, 1, 0, 0) == 1152);
+    CHECK(ds_forward_flops(&m, 3, 2, 6) == 3 * 1152 + 2 * 160 + 6 * 32);
 }

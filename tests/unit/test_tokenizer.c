@@ -7,7 +7,6 @@
 #include "text/utf8.h"
 
 #include <jansson.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -61,7 +60,7 @@ static void check_vector(const ds_tokenizer *t, const char *file, int line, cons
     ds_ids_free(&ids);
 }
 
-/* One {"text", "ids"} a line. no_round_trip: normalisation or stripping changes the text. */
+/* One {"text", "ids"} a line. decodes: ids give the text back (no normalisation in between). */
 static int check_file(const ds_tokenizer *t, const char *dir, const char *name, int decodes)
 {
     ds_buf b = {0};
@@ -108,4 +107,64 @@ DS_TEST(shared_deepseek_v3_r1)
 DS_TEST(shared_deepseek_v4)
 {
     check_shared("deepseek-v4", 180, 1);
+}
+
+DS_TEST(golden)
+{
+    static const struct {
+        const char *name;
+        int decodes;
+    } kind[] = {{"qwen", 0}, {"deepseek", 1}, {"bytefallback", 0}};
+    for (size_t i = 0; i < sizeof kind / sizeof *kind; i++) {
+        char dir[512], file[64];
+        snprintf(dir, sizeof dir, "%s/%s", GOLDEN, kind[i].name);
+        snprintf(file, sizeof file, "%s.jsonl", kind[i].name);
+        ds_tokenizer *t = must_open(dir);
+        int lines = check_file(t, GOLDEN, file, kind[i].decodes);
+        CHECK_MSG(lines >= 150, "%d vectors in %s", lines, file);
+        ds_tokenizer_close(t);
+    }
+}
+
+static void check_option(const json_t *base, const json_t *texts, const json_t *c)
+{
+    json_t *file = json_deep_copy(base);
+    const char *name = json_string_value(json_object_get(c, "name"));
+    CHECK_EQ(json_object_update(file, json_object_get(c, "override")), 0);
+    CHECK_EQ(json_object_update(json_object_get(file, "model"), json_object_get(c, "model")), 0);
+    char *dump = json_dumps(file, JSON_COMPACT);
+    ds_tokenizer *t;
+    ds_err err = {0};
+    ds_code code = ds_tokenizer_parse(dump, strlen(dump), &t, &err);
+    CHECK_MSG(code == DS_OK, "%s: %s", name, err.msg);
+    int add_special = json_is_true(json_object_get(c, "add_special"));
+    for (size_t i = 0; i < json_array_size(texts); i++) {
+        const json_t *text = json_array_get(texts, i), *want = json_array_get(json_object_get(c, "ids"), i);
+        ds_ids ids = {0};
+        CHECK_OK(ds_tokenizer_encode(t, json_string_value(text), json_string_length(text), 1, add_special, 0,
+                                     &ids, &err),
+                 err);
+        CHECK_MSG(ids.n == (int)json_array_size(want), "%s, text %zu: %d ids, want %zu", name, i, ids.n,
+                  json_array_size(want));
+        for (int k = 0; k < ids.n; k++)
+            CHECK_MSG(ids.v[k] == json_integer_value(json_array_get(want, (size_t)k)), "%s, text %zu, id %d",
+                      name, i, k);
+        ds_ids_free(&ids);
+    }
+    ds_tokenizer_close(t);
+    free(dump);
+    json_decref(file);
+}
+
+/* Every key the loader honours, one at a time over one base. */
+DS_TEST(golden_options)
+{
+    json_error_t je;
+    json_t *all = json_load_file(GOLDEN "/options.json", JSON_ALLOW_NUL, &je);
+    CHECK_MSG(all != NULL, "%s", je.text);
+    const json_t *cases = json_object_get(all, "cases");
+    CHECK(json_array_size(cases) >= 30);
+    for (size_t i = 0; i < json_array_size(cases); i++)
+        check_option(json_object_get(all, "base"), json_object_get(all, "texts"), json_array_get(cases, i));
+    json_decref(all);
 }
