@@ -16,6 +16,7 @@ struct ds_draft {
     ds_weights weights;
     ds_backend *backend;
     int max_rows, max_reqs;
+    ds_dtype kv_dtype;                     /* the target's */
     ds_mat fc;                             /* [C, n_taps * C] */
     ds_vec hidden_norm;                    /* [C] */
     ds_mat w1, w2;                         /* [V, r] */
@@ -187,6 +188,7 @@ static ds_code open_on(ds_draft *d, const char *dir, ds_model *target, ds_err *e
                             "draft: 'max_position_embeddings' is %d, the target serves %d positions",
                             c.max_positions, t->max_positions);
     d->conf = c.draft;
+    d->kv_dtype = t->kv_dtype;
     fill_info(&d->info, &c, t->kv_dtype);
     int rows = d->max_reqs * c.draft.block, most = rows > d->max_rows ? rows : d->max_rows;
     ds_model_opts opts = {.max_rows = most, .max_logit_rows = rows, .max_positions = t->max_positions};
@@ -248,12 +250,11 @@ const ds_draft_info *ds_draft_get_info(const ds_draft *d)
     return &d->info;
 }
 
-ds_code ds_draft_kv_alloc(ds_draft *d, ds_dtype dtype, int pages, int page_tokens, ds_kv_pool *ret,
-                          ds_err *err)
+ds_code ds_draft_kv_alloc(ds_draft *d, int pages, int page_tokens, ds_kv_pool *ret, ds_err *err)
 {
     const ds_config *c = &d->q.conf;
-    return ds_kv_pool_alloc(d->backend, c->layers, c->kv_heads, c->head_dim, dtype, pages, page_tokens, ret,
-                            err);
+    return ds_kv_pool_alloc(d->backend, c->layers, c->kv_heads, c->head_dim, d->kv_dtype, pages, page_tokens,
+                            ret, err);
 }
 
 void ds_draft_kv_free(ds_draft *d, ds_kv_pool *kv)

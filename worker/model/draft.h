@@ -42,8 +42,8 @@ ds_code ds_draft_open(const char *dir, ds_model *target, int max_rows, int max_r
                       ds_draft **ret, ds_err *err);
 void ds_draft_close(ds_draft *d);
 const ds_draft_info *ds_draft_get_info(const ds_draft *d);
-ds_code ds_draft_kv_alloc(ds_draft *d, ds_dtype dtype, int pages, int page_tokens, ds_kv_pool *ret,
-                          ds_err *err);
+/* ds_draft_kv_alloc: of the target's KV element type. */
+ds_code ds_draft_kv_alloc(ds_draft *d, int pages, int page_tokens, ds_kv_pool *ret, ds_err *err);
 void ds_draft_kv_free(ds_draft *d, ds_kv_pool *kv);
 /* ds_draft_context: context K/V of rows->T rows from taps (device, [T of the step, n_taps*C]); pick [rows->T]
  * (host) is the step row of each. Positions are rows->pos. */
