@@ -17,6 +17,8 @@ typedef struct ds_draft_info {
     ds_head_kind head;
     int own_tables; /* 1: its embedding or head differs from the target's and was kept */
     size_t kv_bytes_per_token, weight_bytes, scratch_bytes;
+    int calibrated;              /* sts.json was there */
+    double T[DS_MAX_BLOCK_SIZE]; /* [block] its temperatures, else 1 */
 } ds_draft_info;
 
 /* One draft pass over R requests. All arrays are host memory. */
