@@ -43,6 +43,11 @@ ds_code ds_bench_parse_list(const char *key, const char *text, int whole, double
     }
 }
 
+FILE *ds_bench_table(const ds_bench_conf *conf)
+{
+    return conf->json && strcmp(conf->json, "-") == 0 ? stderr : stdout;
+}
+
 ds_code ds_bench_write_json(const char *file, json_t *o, ds_err *err)
 {
     FILE *f = strcmp(file, "-") == 0 ? stdout : fopen(file, "w");

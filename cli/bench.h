@@ -5,6 +5,7 @@
 #include "base/conf.h"
 
 #include <jansson.h>
+#include <stdio.h>
 
 enum { DS_BENCH_MAX_LIST = 64 };
 
@@ -26,6 +27,8 @@ typedef struct ds_bench_list { /* "1,2,4,8" */
 /* ds_bench_parse_list: positive numbers, whole ones when `whole`; the error names the key. */
 ds_code ds_bench_parse_list(const char *key, const char *text, int whole, double max, ds_bench_list *ret,
                             ds_err *err);
+/* ds_bench_table: where tables go: stdout, or stderr when the JSON takes stdout. */
+FILE *ds_bench_table(const ds_bench_conf *conf);
 /* ds_bench_write_json: to FILE, or to stdout for "-". */
 ds_code ds_bench_write_json(const char *file, json_t *o, ds_err *err);
 

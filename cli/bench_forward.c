@@ -144,7 +144,8 @@ static ds_code open_model(bench *b, const char *dir, ds_err *err)
                           .max_positions = (int)b->conf->context + longest,
                           .weights = b->conf->weights,
                           .kv_dtype = "auto"};
-    DS_TRY(ds_backend_open("cpu", (int)b->conf->threads, b->conf->isa, &b->backend, err));
+    const char *isa = strcmp(b->conf->isa, "auto") == 0 ? NULL : b->conf->isa;
+    DS_TRY(ds_backend_open("cpu", (int)b->conf->threads, isa, &b->backend, err));
     DS_TRY(ds_model_open(dir, &opts, b->backend, &b->model, err));
     b->info = ds_model_get_info(b->model);
     return make_arrays(b, err);
@@ -202,23 +203,25 @@ static figures figures_of(bench *b, int i)
 static void print_table(bench *b, const char *dir)
 {
     const ds_model_info *m = b->info;
-    printf("%s: %s, %.1f M parameters, %s, %.1f MB read per step\n", dir, m->arch, (double)m->params / 1e6,
-           ds_dtype_name(m->weight_dtype), (double)m->weight_bytes / 1e6);
-    printf("%s: %s; memory reads at most %.1f GB/s; context %lld, %lld sequence(s), logits of %s rows\n\n",
-           b->backend->name, b->backend->detail, b->read_speed / 1e9, (long long)b->conf->context,
-           (long long)b->conf->sequences, b->conf->logits);
-    printf("%5s %10s %10s %8s %8s %10s %8s %9s %10s\n", "rows", "median ms", "min ms", "spread", "ratio",
-           "rows/s", "GB/s", "of limit", "GFLOP/s");
+    FILE *out = ds_bench_table(b->conf);
+    fprintf(out, "%s: %s, %.1f M parameters, %s, %.1f MB read per step\n", dir, m->arch,
+            (double)m->params / 1e6, ds_dtype_name(m->weight_dtype), (double)m->weight_bytes / 1e6);
+    fprintf(out,
+            "%s: %s; memory reads at most %.1f GB/s; context %lld, %lld sequence(s), logits of %s rows\n\n",
+            b->backend->name, b->backend->detail, b->read_speed / 1e9, (long long)b->conf->context,
+            (long long)b->conf->sequences, b->conf->logits);
+    fprintf(out, "%5s %10s %10s %8s %8s %10s %8s %9s %10s\n", "rows", "median ms", "min ms", "spread",
+            "ratio", "rows/s", "GB/s", "of limit", "GFLOP/s");
     for (int i = 0; i < b->rows.n; i++) {
         figures f = figures_of(b, i);
-        printf("%5d %10.3f %10.3f %7.1f%%", f.rows, f.median_ms, f.min_ms,
-               100 * (f.p90_ms - f.p10_ms) / f.median_ms);
+        fprintf(out, "%5d %10.3f %10.3f %7.1f%%", f.rows, f.median_ms, f.min_ms,
+                100 * (f.p90_ms - f.p10_ms) / f.median_ms);
         if (isnan(f.ratio))
-            printf(" %8s", "-");
+            fprintf(out, " %8s", "-");
         else
-            printf(" %8.2f", f.ratio);
-        printf(" %10.1f %8.2f %8.0f%% %10.1f\n", f.rows * 1e3 / f.median_ms, f.bytes_per_s / 1e9,
-               100 * f.bytes_per_s / b->read_speed, f.flops_per_s / 1e9);
+            fprintf(out, " %8.2f", f.ratio);
+        fprintf(out, " %10.1f %8.2f %8.0f%% %10.1f\n", f.rows * 1e3 / f.median_ms, f.bytes_per_s / 1e9,
+                100 * f.bytes_per_s / b->read_speed, f.flops_per_s / 1e9);
     }
 }
 

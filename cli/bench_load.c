@@ -145,19 +145,20 @@ static ds_code sweep(job *j, json_t *runs, ds_err *err)
 {
     ds_load_result r = {0};
     ds_code code = DS_OK;
+    FILE *table = ds_bench_table(j->conf);
     if (j->conf->warmup > 0) {
         code = run_step(j, 1, 0, j->conf->warmup, 0, 0, &r, err);
         ds_load_result_fini(&r);
     }
     if (!code)
-        ds_bench_report_head(j->open_loop);
+        ds_bench_report_head(table, j->open_loop);
     for (int i = 0; i < j->steps.n && !code; i++) {
         double step = j->steps.v[i];
         int slots = j->open_loop ? (int)j->conf->max_outstanding : (int)step;
         code = run_step(j, slots, j->open_loop ? step : 0, requests_of(j, step), j->conf->duration_s, 1, &r,
                         err);
         if (r.started) {
-            ds_bench_report_row(&r, j->open_loop);
+            ds_bench_report_row(table, &r, j->open_loop);
             json_array_append_new(runs, ds_bench_report_json(&r));
         }
         ds_load_result_fini(&r);

@@ -19,49 +19,49 @@ void ds_bench_show_progress(void *ctx, const ds_load_result *r, double share)
     ds_bench_draw_bar(label, share, text);
 }
 
-void ds_bench_report_head(int open_loop)
+void ds_bench_report_head(FILE *out, int open_loop)
 {
-    printf("%6s %7s %6s %8s %9s %9s | %8s %8s %8s | %7s %7s %7s | %7s %7s | %9s %9s %9s | %4s\n",
-           open_loop ? "rate" : "conc", "ok", "failed", "req/s", "out tok/s", "in tok/s", "TTFT p50", "p90",
-           "p99", "ITL p50", "p90", "p99", "TPOTp50", "p99", "E2E p50", "p90", "p99", "CPU");
+    fprintf(out, "%6s %7s %6s %8s %9s %9s | %8s %8s %8s | %7s %7s %7s | %7s %7s | %9s %9s %9s | %4s\n",
+            open_loop ? "rate" : "conc", "ok", "failed", "req/s", "out tok/s", "in tok/s", "TTFT p50", "p90",
+            "p99", "ITL p50", "p90", "p99", "TPOTp50", "p99", "E2E p50", "p90", "p99", "CPU");
 }
 
-static void put(ds_dist *d, int width, double p)
+static void put(FILE *out, ds_dist *d, int width, double p)
 {
     double v = ds_dist_percentile(d, p);
     if (isnan(v))
-        printf(" %*s", width, "-");
+        fprintf(out, " %*s", width, "-");
     else
-        printf(" %*.*f", width, v < 10 ? 2 : v < 1000 ? 1 : 0, v);
+        fprintf(out, " %*.*f", width, v < 10 ? 2 : v < 1000 ? 1 : 0, v);
 }
 
-void ds_bench_report_row(ds_load_result *r, int open_loop)
+void ds_bench_report_row(FILE *out, ds_load_result *r, int open_loop)
 {
     double s = r->seconds > 0 ? r->seconds : NAN;
     if (open_loop)
-        printf("%6g", r->rate);
+        fprintf(out, "%6g", r->rate);
     else
-        printf("%6d", r->concurrency);
-    printf(" %7lld %6lld %8.2f %9.1f %9.1f |", (long long)r->ok, (long long)r->failed, (double)r->ok / s,
-           (double)r->output_tokens / s, (double)r->prompt_tokens / s);
+        fprintf(out, "%6d", r->concurrency);
+    fprintf(out, " %7lld %6lld %8.2f %9.1f %9.1f |", (long long)r->ok, (long long)r->failed,
+            (double)r->ok / s, (double)r->output_tokens / s, (double)r->prompt_tokens / s);
     static const double percentiles[] = {50, 90, 99};
     for (int i = 0; i < 3; i++)
-        put(&r->ttft_ms, 8, percentiles[i]);
-    printf(" |");
+        put(out, &r->ttft_ms, 8, percentiles[i]);
+    fprintf(out, " |");
     for (int i = 0; i < 3; i++)
-        put(&r->itl_ms, 7, percentiles[i]);
-    printf(" |");
+        put(out, &r->itl_ms, 7, percentiles[i]);
+    fprintf(out, " |");
     for (int i = 0; i < 3; i += 2)
-        put(&r->tpot_ms, 7, percentiles[i]);
-    printf(" |");
+        put(out, &r->tpot_ms, 7, percentiles[i]);
+    fprintf(out, " |");
     for (int i = 0; i < 3; i++)
-        put(&r->e2e_ms, 9, percentiles[i]);
-    printf(" | %3.0f%%\n", 100 * r->cpu_seconds / s);
+        put(out, &r->e2e_ms, 9, percentiles[i]);
+    fprintf(out, " | %3.0f%%\n", 100 * r->cpu_seconds / s);
     if (r->failed)
-        printf("       first failure: %s\n", r->first_error);
+        fprintf(out, "       first failure: %s\n", r->first_error);
     if (r->late)
-        printf("       %lld arrivals waited for a free slot (--max-outstanding)\n", (long long)r->late);
-    fflush(stdout);
+        fprintf(out, "       %lld arrivals waited for a free slot (--max-outstanding)\n", (long long)r->late);
+    fflush(out);
 }
 
 static json_t *number(double v)

@@ -64,8 +64,8 @@ static const ds_conf_key KEYS[] = {
     {"weights", DS_CONF_ENUM, KEY(weights), "auto", .choices = "auto|int8",
      .help = "forward: as stored, or int8"},
     {"threads", DS_CONF_INT, KEY(threads), "0", 0, 1024, .help = "forward: 0: one per core"},
-    {"isa", DS_CONF_STR, KEY(isa), NULL,
-     .help = "forward: avx512bf16, avx512, avx2 or portable; default the best"},
+    {"isa", DS_CONF_ENUM, KEY(isa), "auto", .choices = "auto|avx512bf16|avx512|avx2|portable",
+     .help = "forward: instruction set; auto: the best of this machine"},
     {"reps", DS_CONF_INT, KEY(reps), "9", 3, 100000,
      .help = "forward: rounds over all rows; the median is reported"},
 };

@@ -19,11 +19,16 @@
 #include <unistd.h>
 #include <zmq.h>
 
+enum {
+    BEAT_MS = 1000,
+    STALE_MS = 4000, /* after so long without a word the router may have let us go (it does after 5 s) */
+};
+
 typedef enum {
     CONN_WAITING,  /* no connection; ZeroMQ tries */
     CONN_GREETING, /* our Hello is sent */
-    CONN_UP,       /* the router's Hello came */
-    CONN_REFUSED,  /* the router speaks another version; final */
+    CONN_GREETED,  /* the router's Hello came */
+    CONN_UP,       /* and its credits */
 } conn_state;
 
 typedef struct backlog {
@@ -46,6 +51,9 @@ struct ds_client {
     int *unused;  /* [cap] stack of free slots */
     int cap, n_unused, n_live;
     uint64_t generation;
+    uint32_t credits; /* requests the router will still take */
+    uint64_t sent_ns; /* when the router last heard of us */
+    uint64_t beats;
     int lost; /* slots below it have been told about the last lost connection; -1: nothing to tell */
 };
 
@@ -141,7 +149,9 @@ static ds_code on_hello(ds_client *c, ds_err *err)
     ds_frame keep = c->hello;
     c->hello = c->in;
     c->in = keep;
-    c->state = CONN_UP;
+    c->state = CONN_GREETED;
+    c->credits = 0;
+    c->sent_ns = ds_now_ns();
     return DS_OK;
 }
 
@@ -161,32 +171,50 @@ static ds_code receive(ds_client *c, int *ret_got, ds_err *err)
     const ds_pb_envelope *env = c->in.env;
     if (env->body_case == DSPARK__V1__ENVELOPE__BODY_HELLO)
         return on_hello(c, err);
+    if (env->body_case == DSPARK__V1__ENVELOPE__BODY_CREDITS) {
+        c->credits += env->credits->add;
+        c->state = c->state == CONN_GREETED ? CONN_UP : c->state;
+        return DS_OK;
+    }
     if (env->body_case == DSPARK__V1__ENVELOPE__BODY_ERROR && env->error->id == 0) {
-        if (c->state != CONN_UP)
-            c->state = CONN_REFUSED;
-        return ds_err_field(err, ds_status_from_wire(env->error->code), env->error->field, "%s",
+        int was_up = c->state == CONN_UP; /* then it has let us go: what was live ends, and we greet again */
+        code = ds_err_field(err, ds_status_from_wire(env->error->code), env->error->field, "%s",
                             env->error->message);
+        DS_TRY(reconnect(c, err));
+        return was_up ? DS_OK : code;
     }
     *ret_got = c->state == CONN_UP;
     return DS_OK;
 }
 
-/* Waits until something happened or the deadline passed (DS_ETIMEOUT). */
-static ds_code wait_some(ds_client *c, uint64_t deadline_ns, ds_err *err)
+/* The router lets a silent client go, so each call that waits says now and then that we are here. */
+static ds_code beat(ds_client *c, ds_err *err)
 {
     uint64_t now = ds_now_ns();
-    long left = deadline_ns == UINT64_MAX ? -1
-                : deadline_ns <= now      ? 0
-                                          : (long)((deadline_ns - now) / 1000000 + 1);
+    if (c->state != CONN_UP || now < c->sent_ns + (uint64_t)BEAT_MS * 1000000)
+        return DS_OK;
+    c->sent_ns = now;
+    ds_pb_heartbeat hb = DSPARK__V1__HEARTBEAT__INIT;
+    hb.seq = ++c->beats;
+    ds_pb_envelope env = ds_frame_wrap(DSPARK__V1__ENVELOPE__BODY_HEARTBEAT, &hb);
+    ds_code code = ds_frame_send(c->conn.sock, NULL, &env, err);
+    return code == DS_ELIMIT ? DS_OK : code; /* full or just cut: the monitor will say which */
+}
+
+/* Waits until something happened, a heartbeat is due, or the deadline passed (DS_ETIMEOUT). */
+static ds_code wait_some(ds_client *c, uint64_t deadline_ns, ds_err *err)
+{
+    DS_TRY(beat(c, err));
+    uint64_t now = ds_now_ns(), until = now + (uint64_t)BEAT_MS * 1000000;
+    if (deadline_ns < until)
+        until = deadline_ns;
     zmq_pollitem_t items[] = {{c->conn.sock, 0, ZMQ_POLLIN, 0}, {c->conn.mon, 0, ZMQ_POLLIN, 0}};
-    int n = zmq_poll(items, 2, left);
+    int n = zmq_poll(items, 2, until <= now ? 0 : (long)((until - now) / 1000000 + 1));
     if (n < 0 && errno != EINTR)
         return ds_err_set(err, DS_EIO, "waiting for the router: %s", zmq_strerror(errno));
-    if (n == 0 && left >= 0)
-        return ds_err_set(err, DS_ETIMEOUT, c->state == CONN_UP ? "no event in time" : "nobody answers at %s",
-                          c->endpoint);
-    if (n < 0 && deadline_ns != UINT64_MAX && ds_now_ns() >= deadline_ns)
-        return ds_err_set(err, DS_ETIMEOUT, "no event in time");
+    if (n <= 0 && ds_now_ns() >= deadline_ns)
+        return c->state == CONN_UP ? ds_err_set(err, DS_ETIMEOUT, "no event in time")
+                                   : ds_err_set(err, DS_ETIMEOUT, "nobody answers at %s", c->endpoint);
     return DS_OK;
 }
 
@@ -203,6 +231,17 @@ static ds_code wait_up(ds_client *c, uint64_t deadline_ns, ds_err *err)
         DS_TRY(wait_some(c, deadline_ns, err));
         DS_TRY(on_monitor(c, err));
         DS_TRY(receive(c, &got, err));
+    }
+    return DS_OK;
+}
+
+/* Before a frame that wants an answer: a client that was idle for long greets again. */
+static ds_code refresh(ds_client *c, ds_err *err)
+{
+    DS_TRY(on_monitor(c, err));
+    if (c->state == CONN_UP && c->n_live == 0 && ds_now_ns() > c->sent_ns + (uint64_t)STALE_MS * 1000000) {
+        DS_TRY(reconnect(c, err));
+        return wait_up(c, deadline_after(c->timeout_ms), err);
     }
     return DS_OK;
 }
@@ -280,11 +319,13 @@ ds_client_req ds_client_req_default(const ds_client *c)
                        .logprobs = -1,
                        .prompt_logprobs = -1};
     const ds_pb_caps *caps = c ? ds_client_caps(c) : NULL;
-    if (caps && isfinite(caps->default_temperature))
+    if (!caps || !caps->vocab) /* no worker came yet */
+        return r;
+    if (isfinite(caps->default_temperature))
         r.temperature = (float)caps->default_temperature;
-    if (caps && isfinite(caps->default_top_p) && caps->default_top_p > 0)
+    if (isfinite(caps->default_top_p) && caps->default_top_p > 0)
         r.top_p = (float)caps->default_top_p;
-    if (caps && caps->default_top_k > 0)
+    if (caps->default_top_k > 0)
         r.top_k = caps->default_top_k;
     return r;
 }
@@ -316,7 +357,7 @@ ds_code ds_client_submit(ds_client *c, const ds_client_req *r, uint64_t *ret_id,
     ds_pb_sampling sampling = DSPARK__V1__SAMPLING__INIT;
     ds_pb_speculation spec = DSPARK__V1__SPECULATION__INIT;
     ds_pb_submit s = DSPARK__V1__SUBMIT__INIT;
-    DS_TRY(on_monitor(c, err));
+    DS_TRY(refresh(c, err));
     if (c->state != CONN_UP || c->lost >= 0)
         return ds_err_set(err, DS_EIO, "not connected to %s", c->endpoint);
     fill_sampling(&sampling, r);
@@ -336,14 +377,19 @@ ds_code ds_client_submit(ds_client *c, const ds_client_req *r, uint64_t *ret_id,
     if (r->user)
         s.user = (char *)r->user;
     DS_TRY(ds_proto_validate_submit(&s, ds_client_caps(c), 1, err));
+    if (c->credits == 0)
+        return ds_err_set(err, DS_ELIMIT, "the router takes no more requests from this client just now");
     DS_TRY(slot_take(c, &s.id, err));
     ds_pb_envelope env = ds_frame_wrap(DSPARK__V1__ENVELOPE__BODY_SUBMIT, &s);
     ds_code code = ds_frame_send(c->conn.sock, NULL, &env, err);
-    if (code != DS_OK)
+    if (code != DS_OK) {
         slot_release(c, slot_of(c, s.id));
-    else if (ret_id)
+        return code;
+    }
+    c->credits--;
+    if (ret_id)
         *ret_id = s.id;
-    return code;
+    return DS_OK;
 }
 
 ds_code ds_client_cancel(ds_client *c, uint64_t id, ds_err *err)
@@ -470,6 +516,7 @@ static ds_code call(ds_client *c, ds_pb_envelope *env, Dspark__V1__Envelope__Bod
                     ds_err *err)
 {
     uint64_t deadline = deadline_after(c->timeout_ms);
+    DS_TRY(refresh(c, err));
     DS_TRY(wait_up(c, deadline, err));
     DS_TRY(ds_frame_send(c->conn.sock, NULL, env, err));
     for (;;) {

@@ -9,9 +9,10 @@
  *       fputs(ev.tokens->text, stdout);
  *   ds_client_close(c);
  *
- * A client belongs to one thread. Each accepted request ends with exactly one DONE or ERROR event; when the
- * router is lost, every live request gets an ERROR (DS_EIO) and the client connects again by itself. Rules:
- * proto/PROTOCOL.md. */
+ * A client belongs to one thread. Nothing happens outside its calls: with live requests, call ds_client_next
+ * at least every 4 seconds, or the router takes the client for dead and cancels them. Each accepted request
+ * ends with exactly one DONE or ERROR event; when the router is lost, every live request gets an ERROR
+ * (DS_EIO) and the client connects again by itself. Rules: proto/PROTOCOL.md. */
 #ifndef DS_CLIENT_CLIENT_H
 #define DS_CLIENT_CLIENT_H
 
@@ -81,9 +82,9 @@ const ds_pb_caps *ds_client_caps(const ds_client *c);
 /* ds_client_req_default: the model's default sampling; c may be NULL (temperature 1, top_p 1). */
 ds_client_req ds_client_req_default(const ds_client *c);
 
-/* ds_client_submit: validates locally, sends. Errors: DS_EINVAL (err->field), DS_ELIMIT too many live
- * requests or the send queue is full, DS_EIO not connected just now (call ds_client_next to let it reconnect,
- * then try again). */
+/* ds_client_submit: validates locally, sends. Errors: DS_EINVAL (err->field), DS_ELIMIT no
+ * credit or too many live requests (take events, then try again), DS_EIO not connected just now (call
+ * ds_client_next to let it reconnect, then try again). */
 ds_code ds_client_submit(ds_client *c, const ds_client_req *req, uint64_t *ret_id, ds_err *err);
 /* ds_client_cancel: asks; the request still ends with one event. DS_ENOTFOUND when id is not live. */
 ds_code ds_client_cancel(ds_client *c, uint64_t id, ds_err *err);

@@ -24,7 +24,8 @@ foreach(kind unit kernel golden sim bench)
         target_compile_definitions(test_${kind}_${x} PRIVATE DS_SOURCE_DIR="${CMAKE_SOURCE_DIR}"
             DS_BIN_DIR="${CMAKE_BINARY_DIR}/bin")
         add_test(NAME ${kind}.${x} COMMAND test_${kind}_${x})
-        set_tests_properties(${kind}.${x} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 600 LABELS ${kind})
+        set_tests_properties(${kind}.${x} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 600 LABELS ${kind}
+            ENVIRONMENT "TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/cmake/tsan.supp")
     endforeach()
 endforeach()
 
@@ -59,7 +60,7 @@ file(GLOB files CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/e2e/test_*.py)
 foreach(file ${files})
     get_filename_component(stem ${file} NAME_WE)
     string(REPLACE "test_" "" x ${stem})
-    add_test(NAME e2e.${x} COMMAND ${DS_PYTHON} -m pytest -q -p no:cacheprovider ${file})
-    set_tests_properties(e2e.${x} PROPERTIES LABELS e2e TIMEOUT 900
+    add_test(NAME e2e.${x} COMMAND ${DS_PYTHON} ${CMAKE_SOURCE_DIR}/tests/lib/pytest_or_skip.py ${file})
+    set_tests_properties(e2e.${x} PROPERTIES LABELS e2e TIMEOUT 900 SKIP_RETURN_CODE 77
         ENVIRONMENT "DSPARK_BIN=${CMAKE_BINARY_DIR}/bin;PYTHONDONTWRITEBYTECODE=1")
 endforeach()

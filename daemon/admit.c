@@ -28,7 +28,8 @@ void ds_admit_push(ds_choice *c, int first)
     c->next = after ? after->next : d->head;
     *(c->prev ? &c->prev->next : &d->head) = c;
     *(c->next ? &c->next->prev : &d->tail) = c;
-    c->queued_ns = ds_clock_ns(d->clock);
+    if (!c->queued_ns)
+        c->queued_ns = ds_clock_ns(d->clock);
     c->queued = 1;
     d->n_waiting++;
     d->pump = 1;
@@ -65,6 +66,7 @@ void ds_admit_pump(ds_daemon *d)
         }
         ds_choice_enter(c, CHOICE_FLYING);
         c->wire = wire;
+        c->n_start = c->n_out;
         snprintf(c->avoid, sizeof c->avoid, "%s", ds_links_holder(d->links, wire));
     }
 }

@@ -12,7 +12,10 @@ static ds_code prepare(ds_request *r, ds_err *err)
 {
     DS_TRY(
         ds_params_parse(DS_API_COMPLETIONS, r->body.data ? r->body.data : "", r->body.len, &r->params, err));
-    return ds_request_encode_prompts(r, err);
+    ds_code code = ds_request_encode_prompts(r, err);
+    if (code && !strcmp(err->field, "prompt_ids"))
+        snprintf(err->field, sizeof err->field, "prompt");
+    return code;
 }
 
 /* "text": with the prompt before the first piece when echo is asked for. */

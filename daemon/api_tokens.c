@@ -83,6 +83,8 @@ static ds_code detokenize(ds_request *r, ds_err *err)
     DS_TRY(parse(r, 1, &a, err));
     r->n_prompts = 1;
     DS_TRY(ds_params_ids(a.tokens, "tokens", &r->prompt[0].ids, &r->prompt[0].n, err));
+    if (!r->d->tok)
+        return ds_err_field(err, DS_EUNSUPPORTED, "tokens", "this model has no tokenizer");
     int size = ds_tokenizer_size(r->d->tok);
     for (int i = 0; i < r->prompt[0].n; i++)
         if (r->prompt[0].ids[i] >= size)

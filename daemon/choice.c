@@ -7,7 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_ATTEMPTS = 2 /* workers that may die with a request before it fails alone */ };
+enum {
+    MAX_BARREN =
+        2, /* workers in a row that may die with a request without a token of it: then it is the suspect */
+    MAX_DEATHS = 16 /* workers that may die with it in all */
+};
 
 /* The one place that changes a choice's state. Ending the last choice ends the request: c may be gone then.
  */
@@ -68,7 +72,9 @@ ds_code ds_choice_open(ds_choice *c, ds_err *err)
 {
     ds_request *r = c->req;
     const ds_params *p = &r->params;
-    if (r->sink->tokens && !p->n_stop && !r->want_text) /* RPC, ids only */
+    if (!r->d->tok && p->n_stop)
+        return ds_err_field(err, DS_EUNSUPPORTED, "stop", "this model has no tokenizer, so no stop strings");
+    if (!r->d->tok || (r->sink->tokens && !p->n_stop && !r->want_text)) /* ids only */
         return DS_OK;
     DS_TRY(ds_detok_open(r->d->tok, 1, (const char *const *)p->stop, p->n_stop, &c->detok, err));
     if (p->api != DS_API_CHAT)
@@ -298,7 +304,10 @@ void ds_choice_error(void *ctx, const ds_err *err)
     ds_choice *c = ctx;
     c->wire = 0;
     ds_class cls = ds_err_class(err->code);
-    if (cls == DS_CLASS_LOST || cls == DS_CLASS_LIMIT || cls == DS_CLASS_IO)
+    if (cls == DS_CLASS_LIMIT) { /* it had no room after all: back into the queue, where its time goes on */
+        ds_choice_enter(c, CHOICE_WAITING);
+        ds_admit_push(c, 1);
+    } else if (cls == DS_CLASS_LOST || cls == DS_CLASS_IO)
         ds_choice_lost(c, err->msg);
     else
         ds_request_fail(c->req, err);
@@ -310,9 +319,11 @@ void ds_choice_lost(void *ctx, const char *why)
     ds_choice *c = ctx;
     const ds_request *r = c->req;
     c->wire = 0;
-    if (++c->attempts >= MAX_ATTEMPTS) {
+    c->deaths++;
+    c->barren = c->n_out > c->n_start ? 1 : c->barren + 1;
+    if (c->barren >= MAX_BARREN || c->deaths >= MAX_DEATHS) {
         ds_err err = {0};
-        ds_err_set(&err, DS_ELOST, "%d workers were lost with this request: %.300s", c->attempts, why);
+        ds_err_set(&err, DS_ELOST, "%d workers were lost with this request: %.300s", c->deaths, why);
         ds_request_fail(c->req, &err);
         return;
     }
@@ -329,5 +340,6 @@ void ds_choice_lost(void *ctx, const char *why)
         c->lp.chars = 0;
     }
     ds_choice_enter(c, CHOICE_WAITING);
+    c->queued_ns = 0;
     ds_admit_push(c, 1);
 }

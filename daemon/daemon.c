@@ -119,19 +119,23 @@ void ds_daemon_fail_all(ds_daemon *d)
 static ds_code open_text(ds_daemon *d, ds_err *err)
 {
     char path[4096];
-    DS_TRY(ds_tokenizer_open(d->conf.model, &d->tok, err));
+    if (!realpath(d->conf.model, path))
+        return ds_err_field(err, DS_ENOTFOUND, "model", "%s: no such folder", d->conf.model);
+    ds_code code = ds_tokenizer_open(d->conf.model, &d->tok, err);
+    if (code && code != DS_ENOTFOUND)
+        return code;
+    if (code) /* a bare checkpoint is served by token ids */
+        ds_log(DS_LOG_WARN, "text", "%s; only token ids are taken, and answers have no text", err->msg);
     ds_err why = {0};
-    if (ds_chat_detect(d->conf.model, &d->chat, &why)) {
+    if (!d->tok || ds_chat_detect(d->conf.model, &d->chat, &why)) {
         d->chat = DS_CHAT_NONE;
-        snprintf(d->chat_error, sizeof d->chat_error, "this model has no chat template: %.400s", why.msg);
+        snprintf(d->chat_error, sizeof d->chat_error, "this model has no chat template: %.400s",
+                 d->tok ? why.msg : "it has no tokenizer");
         ds_log(DS_LOG_WARN, "text", "%s", d->chat_error);
     }
     const char *name = d->conf.served_model_name;
-    if (!name || !name[0]) {
-        if (!realpath(d->conf.model, path))
-            return ds_err_field(err, DS_ENOTFOUND, "model", "%s: no such folder", d->conf.model);
+    if (!name || !name[0])
         name = strrchr(path, '/') + 1;
-    }
     if (strlen(name) > DS_MAX_MODEL_BYTES || !*name)
         return ds_err_field(err, DS_EINVAL, "served_model_name", "the model's name must have 1..%d bytes",
                             DS_MAX_MODEL_BYTES);
@@ -282,7 +286,8 @@ void ds_daemon_close(ds_daemon *d)
         }
         rmdir(H.dir);
     }
-    ds_tokenizer_close(d->tok);
+    if (d->tok)
+        ds_tokenizer_close(d->tok);
     free(d->model);
     ds_buf_free(&d->scratch);
     ds_metrics_destroy(d->metrics);

@@ -15,7 +15,9 @@ void ds_drain_signal(ds_daemon *d)
 {
     if (d->draining) {
         ds_log(DS_LOG_WARN, "drain", "second signal: stopping with %d requests open", d->n_requests);
-        ds_daemon_exit(d, d->n_requests ? EX_TEMPFAIL : 0);
+        int lost = d->n_requests;
+        ds_daemon_fail_all(d);
+        ds_daemon_exit(d, lost ? EX_TEMPFAIL : 0);
         return;
     }
     ds_log(DS_LOG_INFO, "drain", "draining: %d requests open", d->n_requests);

@@ -77,6 +77,9 @@ static int guard_head(ds_http_reader *r, unsigned char c)
         }
         if (c < 0x20 || c >= 0x7F)
             return refuse(r, 400, "request line holds a control or non-ASCII byte");
+        if (c == ' ' && (r->after_blank || ++r->n_blanks > 2))
+            return refuse(r, 400, "request line has more than two blanks");
+        r->after_blank = c == ' ';
         if (++r->line_bytes > DS_HTTP_MAX_LINE)
             return refuse(r, 414, "request line is longer than 8192 bytes");
         return 0;
@@ -269,6 +272,8 @@ static int parse(ds_http_reader *r, const char *data, size_t n)
         return 0;
     if (e == HPE_INVALID_VERSION)
         return refuse(r, 505, "only HTTP/1.0 and HTTP/1.1 are served");
+    if (e == HPE_INVALID_TRANSFER_ENCODING)
+        return refuse(r, 501, "the only transfer coding served is chunked");
     if (e == HPE_INVALID_METHOD)
         return refuse(r, 501, "unknown method");
     return refuse(r, 400, e == HPE_OK ? "bytes behind the end of the message" : http_errno_description(e));

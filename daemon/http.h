@@ -43,6 +43,7 @@ typedef struct ds_http_reader {
 
     /* the guard's own state */
     int guard;
+    int n_blanks, after_blank; /* of the request line */
     int n_fields;
     size_t line_bytes;
     uint64_t chunk_left, chunk_overhead;

@@ -12,6 +12,7 @@
 enum {
     READ_BYTES = 64 << 10,    /* one shared read buffer */
     PENDING_BYTES = 64 << 10, /* pipelined bytes kept while an answer is under way */
+    EARLY_BYTES = 32 << 10,   /* unsent bytes that do not wait for the end of the turn */
     LINGER_MS = 2000,         /* after our last byte: time for the client to read it and close */
     SWEEP_MS = 250,           /* how often deadlines are looked at */
     BODY_GRACE_MS = 10000,    /* a body must then come at BODY_BYTES_PER_MS or faster */
@@ -160,21 +161,25 @@ static void conn_written(ds_hconn *c)
     }
 }
 
+/* What the socket takes at once. 0, or -1 when the connection is broken. */
+static int conn_try(ds_hconn *c)
+{
+    uv_buf_t b = uv_buf_init(c->out.data, (unsigned)c->out.len);
+    int n = uv_try_write((uv_stream_t *)&c->tcp, &b, 1);
+    if (n > 0) {
+        c->progress_ms = uv_now(c->http->loop);
+        ds_buf_consume(&c->out, (size_t)n);
+    }
+    return n < 0 && n != UV_EAGAIN ? -1 : 0;
+}
+
 static void conn_write_out(ds_hconn *c)
 {
     if (c->writing || c->state == CONN_CLOSED)
         return;
-    if (c->out.len) {
-        uv_buf_t b = uv_buf_init(c->out.data, (unsigned)c->out.len);
-        int n = uv_try_write((uv_stream_t *)&c->tcp, &b, 1);
-        if (n < 0 && n != UV_EAGAIN) {
-            conn_enter(c, CONN_CLOSED);
-            return;
-        }
-        if (n > 0) {
-            c->progress_ms = uv_now(c->http->loop);
-            ds_buf_consume(&c->out, (size_t)n);
-        }
+    if (c->out.len && conn_try(c) < 0) {
+        conn_enter(c, CONN_CLOSED);
+        return;
     }
     if (!c->out.len) {
         conn_written(c);
@@ -210,6 +215,8 @@ void ds_httpd_flush(ds_httpd *h)
  * waits for ds_httpd_flush, because `gone` must not run below its owner's own call. */
 static void conn_appended(ds_hconn *c, ds_code code)
 {
+    if (c->out.len > EARLY_BYTES && !c->writing && code == DS_OK && conn_try(c) < 0)
+        c->doomed = 1;
     if (code || c->out.len + c->flight.len > c->http->opts.max_backlog)
         c->doomed = 1;
     mark_dirty(c);

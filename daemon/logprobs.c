@@ -4,6 +4,7 @@
 #include "daemon/daemon.h"
 #include "daemon/json_out.h"
 
+#include <stdio.h>
 #include <string.h>
 
 void ds_lp_clear(ds_lp *lp)
@@ -22,12 +23,17 @@ void ds_lp_free(ds_lp *lp)
     ds_buf_free(&lp->offset);
 }
 
-static const char *token_bytes(const ds_choice *c, int32_t id, size_t *len)
+enum { NAME_BYTES = 24 };
+
+/* The bytes of a token; an id without any is called "token_id:N" (in name). */
+static const char *token_bytes(const ds_choice *c, int32_t id, char name[NAME_BYTES], size_t *len)
 {
-    const char *s = ds_tokenizer_token(c->req->d->tok, id, len);
-    if (!s)
-        *len = 0;
-    return s ? s : "";
+    const ds_tokenizer *tok = c->req->d->tok;
+    const char *s = tok ? ds_tokenizer_token(tok, id, len) : NULL;
+    if (s)
+        return s;
+    *len = (size_t)snprintf(name, NAME_BYTES, "token_id:%d", id);
+    return name;
 }
 
 static ds_code comma(ds_buf *b)
@@ -37,8 +43,9 @@ static ds_code comma(ds_buf *b)
 
 static ds_code chat_item(const ds_choice *c, ds_buf *out, int32_t id, float logprob)
 {
+    char name[NAME_BYTES];
     size_t len;
-    const char *s = token_bytes(c, id, &len);
+    const char *s = token_bytes(c, id, name, &len);
     DS_TRY(ds_buf_puts(out, "{\"token\":"));
     DS_TRY(ds_json_str(out, s, len));
     DS_TRY(ds_buf_puts(out, ",\"logprob\":"));
@@ -65,8 +72,9 @@ static ds_code add_chat(ds_choice *c, int32_t id, const ds_pb_logprob *lp)
 /* A key of top_logprobs. Bytes that are no text on their own are written as OpenAI does: "bytes:\xe2\x82". */
 static ds_code put_key(const ds_choice *c, ds_buf *out, int32_t id)
 {
+    char name[NAME_BYTES];
     size_t len, i = 0;
-    const char *s = token_bytes(c, id, &len);
+    const char *s = token_bytes(c, id, name, &len);
     while (i < len && ds_utf8_next(s + i, len - i))
         i += (size_t)ds_utf8_next(s + i, len - i);
     if (i == len)
@@ -80,8 +88,9 @@ static ds_code put_key(const ds_choice *c, ds_buf *out, int32_t id)
 /* The same text can belong to two ids; a JSON object must not have a key twice, so the likelier one stays. */
 static int same_token(const ds_choice *c, int32_t a, int32_t b)
 {
+    char name[2][NAME_BYTES];
     size_t n, m;
-    const char *s = token_bytes(c, a, &n), *t = token_bytes(c, b, &m);
+    const char *s = token_bytes(c, a, name[0], &n), *t = token_bytes(c, b, name[1], &m);
     return a == b || (n == m && !memcmp(s, t, n));
 }
 
@@ -116,8 +125,9 @@ static ds_code add_top(ds_choice *c, int32_t id, const ds_pb_logprob *lp)
 static ds_code add_completion(ds_choice *c, int32_t id, const ds_pb_logprob *lp)
 {
     ds_lp *l = &c->lp;
+    char name[NAME_BYTES];
     size_t len;
-    const char *s = token_bytes(c, id, &len);
+    const char *s = token_bytes(c, id, name, &len);
     DS_TRY(comma(&l->entry));
     DS_TRY(put_key(c, &l->entry, id));
     DS_TRY(comma(&l->offset));

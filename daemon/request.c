@@ -171,6 +171,9 @@ void ds_request_prepare(ds_request *r)
 ds_code ds_request_encode(ds_request *r, int i, const char *text, size_t len, int special, ds_err *err)
 {
     ds_ids ids = {0};
+    if (!r->d->tok)
+        return ds_err_field(err, DS_EUNSUPPORTED, "prompt_ids",
+                            "this model has no tokenizer: give token ids");
     ds_code code = ds_tokenizer_encode(r->d->tok, text, len, 1, special, DS_MAX_PROMPT_TOKENS, &ids, err);
     if (code) {
         ds_ids_free(&ids);
@@ -192,6 +195,8 @@ ds_code ds_text_decode(const ds_tokenizer *tok, const int32_t *ids, int n, ds_bu
     const char *text;
     size_t len;
     int stop;
+    if (!tok)
+        return DS_OK; /* a model without a tokenizer has no text */
     DS_TRY(ds_detok_open(tok, 0, NULL, 0, &t, err));
     ds_code code = DS_OK;
     for (int i = 0; i < n && code == DS_OK; i++) {

@@ -44,13 +44,15 @@ typedef struct ds_prompt {
 struct ds_choice {
     ds_request *req;
     ds_choice *next, *prev; /* admission queue */
-    uint64_t queued_ns;     /* since when it waits */
+    uint64_t queued_ns;     /* when its wait began; 0: it does not wait yet */
     int queued;
     ds_choice_state state;
     int index, prompt;
     uint64_t seed;
-    uint64_t wire;                     /* of the flight */
-    int attempts;                      /* workers that died with it */
+    uint64_t wire; /* of the flight */
+    int n_start;   /* tokens it had when it was submitted last */
+    int deaths;    /* workers lost with it */
+    int barren;    /* of them, the last in a row that gave it no token; the first always counts */
     char avoid[DS_MAX_NAME_BYTES + 1]; /* the last of them */
     int32_t *out;                      /* [n_out] every token generated so far; a new worker gets them */
     int n_out, cap_out;

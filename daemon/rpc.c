@@ -271,7 +271,9 @@ static void on_tokenize(ds_rpc *r, client *c, const ds_pb_tokenize *t)
     ds_ids ids = {0};
     ds_buf text = {0};
     ds_code code = DS_OK;
-    if (strlen(t->text) > INLINE_BYTES || t->n_ids > INLINE_BYTES / 4)
+    if (!r->d->tok)
+        code = ds_err_field(&err, DS_EUNSUPPORTED, "text", "this model has no tokenizer");
+    else if (strlen(t->text) > INLINE_BYTES || t->n_ids > INLINE_BYTES / 4)
         code =
             ds_err_field(&err, DS_EINVAL, "text", "at most %d bytes are tokenised through RPC", INLINE_BYTES);
     else if (!t->detokenize)

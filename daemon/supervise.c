@@ -133,9 +133,10 @@ static void start(proc *p)
 {
     ds_supervisor *s = p->sup;
     const ds_dconf *conf = &s->d->conf;
-    char threads[16], *args[MAX_ARGS];
+    char threads[16], parent[16], *args[MAX_ARGS];
     int n = 0;
     snprintf(threads, sizeof threads, "%d", (int)conf->threads);
+    snprintf(parent, sizeof parent, "%d", (int)getpid());
     args[n++] = s->binary;
     n = add(args, n, "--config", conf->worker_config);
     n = add(args, n, "--model", conf->model);
@@ -144,6 +145,7 @@ static void start(proc *p)
     n = add(args, n, "--threads", conf->threads ? threads : NULL);
     n = add(args, n, "--connect", s->endpoint);
     n = add(args, n, "--name", p->name);
+    n = add(args, n, "--parent-pid", parent);
     n = add(args, n, "--log-level", conf->log_level);
     n = add(args, n, "--log-format", conf->log_format);
     args[n] = NULL;

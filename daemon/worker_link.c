@@ -239,7 +239,10 @@ static void on_done(ds_links *l, ds_worker *w, const ds_pb_done *d)
 static void on_error(ds_links *l, ds_worker *w, const ds_pb_error *e)
 {
     if (e->id == 0) {
-        worker_enter(l, w, LINK_EMPTY, e->message);
+        if (e->code != DS_EDRAINING)
+            worker_enter(l, w, LINK_EMPTY, e->message);
+        else if (w->state == LINK_READY) /* it got a signal of its own: what it holds it finishes */
+            worker_enter(l, w, LINK_DRAINING, NULL);
         return;
     }
     flight *f = find_flight(l, e->id);

@@ -91,7 +91,7 @@ typedef struct ds_qkv_args { /* per head rms-norm of q and k, rope (half-split p
     ds_rope rope;
     ds_kv_layer kv;
     float eps;
-    int H, G, D;
+    int H, G, D; /* H may be 0: only K and V */
 } ds_qkv_args;
 
 typedef struct ds_attn_args { /* causal: row at pos p reads keys 0..p of its slot from pages */
@@ -116,6 +116,18 @@ typedef struct ds_gather_args { /* y[r] = x[row[r]] */
     float *y;                   /* [R, y_stride] */
     int R, C, y_stride;
 } ds_gather_args;
+
+/* The gates of a draft's serial head (docs/speculation.md). GATED: y = sigmoid(t) * e, t [R, N]. RNN: t [R,
+ * 3N] holds gate, candidate, output; y = tanh(output), then state = sigmoid(gate) * state + (1 -
+ * sigmoid(gate)) * tanh(cand). */
+typedef enum { DS_CELL_GATED, DS_CELL_RNN } ds_cell_kind;
+typedef struct ds_cell_args {
+    ds_cell_kind kind;
+    const float *t, *e; /* e [R, N]: GATED only */
+    float *state;       /* [R, N]: RNN only */
+    float *y;           /* [R, N] */
+    int R, N;
+} ds_cell_args;
 
 /* How to sample one row. All fields are validated by the caller; host memory. */
 typedef struct ds_sample_row {
@@ -179,6 +191,7 @@ struct ds_backend {
     ds_code (*attention)(ds_backend *b, const ds_attn_args *a);
     ds_code (*silu_mul)(ds_backend *b, const ds_silu_mul_args *a);
     ds_code (*gather)(ds_backend *b, const ds_gather_args *a);
+    ds_code (*cell)(ds_backend *b, const ds_cell_args *a);
     ds_code (*sample)(ds_backend *b, const ds_sample_args *a);
 };
 

@@ -97,7 +97,7 @@ static ds_code check_sampling(const ds_pb_sampling *s, const ds_pb_caps *caps, d
     DS_TRY(check_ids("stop_token_ids", s->stop_token_ids, s->n_stop_token_ids, caps, err));
     DS_TRY(check_int("logprobs", s->logprobs, -1, DS_MAX_TOP_LOGPROBS, err));
     DS_TRY(check_int("prompt_logprobs", s->prompt_logprobs, -1, DS_MAX_TOP_LOGPROBS, err));
-    if (s->prompt_logprobs >= 0 && caps && !caps->prompt_logprobs)
+    if (s->prompt_logprobs >= 0 && caps && caps->vocab && !caps->prompt_logprobs)
         return ds_err_field(err, DS_EUNSUPPORTED, "prompt_logprobs",
                             "prompt_logprobs are not offered by this model");
     return DS_OK;

@@ -6,7 +6,7 @@
 #include "proto/frame.h"
 
 /* ds_proto_validate_submit: ranges of proto/dspark.proto and base/limits.h. caps: of the worker or router
- * that will serve it, NULL when not known (then vocabulary, positions and model name are not checked).
+ * that will serve it, NULL when not known; a member that is 0 (no worker came yet) is not checked.
  * from_client 1: at the router, from HTTP or RPC: exactly one of text and prompt_ids, no output_ids; text may
  * still be of any length (validate again with from_client 0 when it is token ids).
  * from_client 0: towards and in the worker: token ids only; text, stop and want_text are refused.

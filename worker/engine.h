@@ -19,7 +19,7 @@ typedef struct ds_engine_conf {
     int max_step_rows;  /* T budget of a step; prefill chunks take what decode leaves */
     int max_logit_rows; /* R budget of a step (the model's); >= max_seqs, 0: max_seqs. Prompt
                          * log-probabilities are computed in chunks of it */
-    int max_queue;      /* requests waiting; one more is refused with DS_ELIMIT */
+    int max_queue;      /* requests beyond max_seqs; one more is refused with DS_ELIMIT */
     int kv_pages;       /* pages of the pool */
     int page_tokens;    /* 16 */
     int prefix_cache;   /* 1: keep and share full pages by content */

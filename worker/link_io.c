@@ -194,10 +194,10 @@ static void on_cancel(ds_link *l, uint64_t wire_id)
     pthread_mutex_unlock(&l->lock);
 }
 
-static void start_drain(ds_link *l, uint32_t deadline_ms)
+static void start_drain(ds_link *l, uint32_t deadline_ms, int asked_by_router)
 {
     pthread_mutex_lock(&l->lock);
-    if (!l->draining && l->up) /* tells the router to send no more; also when it asked itself */
+    if (!l->draining && l->up && !asked_by_router) /* tells the router to send no more */
         link_post_error(l, 0, DS_EDRAINING, "", "the worker is draining");
     link_push_once(l, DS_LINK_DRAIN, deadline_ms);
     pthread_mutex_unlock(&l->lock);
@@ -228,7 +228,7 @@ static void on_frame(ds_link *l)
         on_cancel(l, env->cancel->id);
         break;
     case BODY(DRAIN):
-        start_drain(l, env->drain->deadline_ms);
+        start_drain(l, env->drain->deadline_ms, 1);
         break;
     case BODY(HEARTBEAT):
         break;
@@ -346,7 +346,7 @@ static void on_signal(ds_link *l)
         stop(l, "second signal");
     } else {
         ds_log(DS_LOG_INFO, "link", "draining: signal %u", info.ssi_signo);
-        start_drain(l, 0);
+        start_drain(l, 0, 0);
     }
 }
 

@@ -100,9 +100,9 @@ static void dequeue(ds_sched *s, ds_seq *q)
 
 ds_code ds_sched_add(ds_sched *s, ds_seq *q, ds_err *err)
 {
-    if (s->n_wait >= s->conf.max_queue)
-        return ds_err_set(err, DS_ELIMIT, "%d requests are waiting, the queue holds %d", s->n_wait,
-                          s->conf.max_queue);
+    if (s->n_run + s->n_wait >= s->conf.max_seqs + s->conf.max_queue)
+        return ds_err_set(err, DS_ELIMIT, "%d requests are running and %d waiting, at most %d + %d here",
+                          s->n_run, s->n_wait, s->conf.max_seqs, s->conf.max_queue);
     q->arrival = ++s->arrivals;
     q->blocked_at = UINT64_MAX;
     enqueue(s, q);

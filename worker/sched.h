@@ -42,7 +42,7 @@ typedef struct ds_sched_counts {
 ds_code ds_sched_create(const ds_sched_conf *conf, ds_sched **ret, ds_err *err);
 void ds_sched_destroy(ds_sched *s); /* sequences still inside are not destroyed */
 
-/* ds_sched_add: DS_ELIMIT when max_queue sequences wait. */
+/* ds_sched_add: DS_ELIMIT when max_seqs + max_queue sequences are inside. */
 ds_code ds_sched_add(ds_sched *s, ds_seq *q, ds_err *err);
 ds_seq *ds_sched_find(const ds_sched *s, uint64_t id); /* O(live); NULL: not live */
 /* ds_sched_end: mark for ending; ds_sched_ending hands out marked sequences, which the caller then removes.

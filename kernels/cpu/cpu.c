@@ -246,7 +246,7 @@ static void qkv_part(void *ctx, int thread, int begin, int end)
 ds_code ds_cpu_qkv(ds_backend *b, const ds_qkv_args *a)
 {
     ds_cpu *c = (ds_cpu *)b;
-    if (!ds_rows_valid(&a->rows) || a->H <= 0 || a->G <= 0 || a->D <= 0 || a->D % 2 != 0 ||
+    if (!ds_rows_valid(&a->rows) || a->H < 0 || a->G <= 0 || a->D <= 0 || a->D % 2 != 0 ||
         (a->kv.dtype != DS_F32 && a->kv.dtype != DS_BF16) || (a->q_norm.data && a->q_norm.n != a->D) ||
         (a->k_norm.data && a->k_norm.n != a->D))
         return DS_EINVAL;
@@ -330,6 +330,7 @@ ds_code ds_cpu_open(int threads, const char *isa, ds_backend **ret, ds_err *err)
                         .attention = ds_cpu_attention,
                         .silu_mul = cpu_silu_mul,
                         .gather = cpu_gather,
+                        .cell = ds_cpu_cell,
                         .sample = ds_cpu_sample};
     ds_mem_machine(&c->b.mem_total, &c->b.mem_free);
     *ret = &c->b;

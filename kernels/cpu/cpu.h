@@ -75,6 +75,7 @@ ds_code ds_cpu_open(int threads, const char *isa, ds_backend **ret, ds_err *err)
 size_t ds_attn_scratch(int group, int d); /* floats */
 ds_code ds_cpu_attention(ds_backend *b, const ds_attn_args *a);
 ds_code ds_cpu_qkv(ds_backend *b, const ds_qkv_args *a);
+ds_code ds_cpu_cell(ds_backend *b, const ds_cell_args *a);
 ds_code ds_cpu_sample(ds_backend *b, const ds_sample_args *a);
 int ds_rows_valid(const ds_rows *r);
 

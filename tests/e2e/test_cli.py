@@ -210,6 +210,11 @@ def test_bench_256_streams(stub, tmp_path):
     assert one["ok"] == 256 and one["output_tokens"] == 1024
 
 
+def test_bench_json_has_stdout_for_itself(stub):
+    r = bench(stub, "--concurrency", "1", "--requests", "1", "--json", "-")
+    assert json.loads(r.stdout)["runs"][0]["ok"] == 1 and "TTFT" in r.stderr
+
+
 def test_bench_failures(stub, tmp_path):
     stub.fail = (429, {"error": {"message": "the queue is full"}})
     r = bench(stub, "--concurrency", "2", "--requests", "6", "--warmup", "0")
@@ -234,3 +239,15 @@ def test_make_model_repeats(tmp_path):
     assert json.loads((tmp_path / "a/config.json").read_text())["hidden_size"] == 64
     r = run("dspark-bench", "make-model", "--shape", "huge", "--dir", str(tmp_path / "c"))
     assert r.returncode == 1 and "known are tiny" in r.stderr
+
+
+def test_forward_on_a_random_model(tmp_path):
+    r = run("dspark-bench", "forward", "--random", "tiny", "--dir", str(tmp_path), "--rows", "1,3,16", "--reps", "3",
+            "--context", "40", "--sequences", "2", "--threads", "1", "--json", "-")
+    assert r.returncode == 0, r.stderr
+    passes = json.loads(r.stdout)["passes"]
+    assert [p["rows"] for p in passes] == [1, 3, 16] and [p["sequences"] for p in passes] == [1, 2, 2]
+    assert passes[0]["ratio"] == 1 and all(0 < p["min_ms"] <= p["median_ms"] for p in passes)
+    r = run("dspark-bench", "forward", "--random", "tiny", "--dir", str(tmp_path), "--context", "5000")
+    assert r.returncode == 1 and "position" in r.stderr
+    assert run("dspark-bench", "forward").returncode == 1

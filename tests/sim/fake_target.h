@@ -172,7 +172,8 @@ static inline fake_result fake_expect(const fake_target *f, const ds_req *q, int
     float y[FAKE_V];
     uint64_t chain = 0;
     int n_stop = q->n_stop_id;
-    memcpy(stop, q->stop_id, (size_t)n_stop * sizeof *stop);
+    for (int i = 0; i < n_stop; i++)
+        stop[i] = q->stop_id[i];
     if (!q->ignore_eos)
         stop[n_stop++] = FAKE_EOS;
     r.token = calloc((size_t)cap + 1, sizeof *r.token);

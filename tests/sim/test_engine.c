@@ -136,7 +136,7 @@ static void submit_one(world *w)
     ds_engine_get_stats(w->e, &s);
     ds_code code = ds_engine_submit(w->e, &c->q, &err);
     c->submitted = code == DS_OK;
-    if (code == DS_ELIMIT && s.waiting >= w->conf.max_queue)
+    if (code == DS_ELIMIT && s.running + s.waiting >= w->conf.max_seqs + w->conf.max_queue)
         c->outcome = 1; /* refused: nothing more is heard of it */
     else
         CHECK_OK(code, err);

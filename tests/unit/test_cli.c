@@ -2,6 +2,7 @@
  * prompts. */
 #include "base/rng.h"
 #include "cli/bench.h"
+#include "cli/bench_forward.h"
 #include "cli/bench_prompts.h"
 #include "cli/dist.h"
 #include "cli/http.h"
@@ -280,4 +281,13 @@ DS_TEST(lists_of_numbers)
                   bad[i]);
         CHECK_STR(err.field, "rows");
     }
+}
+
+/* C = 8, H = 2, G = 1, D = 4, I = 16, V = 10, one layer: by hand, 2 * (8*16 + 8*8 + 3*8*16) = 1152 a row. */
+DS_TEST(flops_of_a_pass)
+{
+    ds_model_info m = {
+        .vocab = 10, .hidden = 8, .layers = 1, .heads = 2, .kv_heads = 1, .head_dim = 4, .mlp = 16};
+    CHECK(ds_forward_flops(&m, 1, 0, 0) == 1152);
+    CHECK(ds_forward_flops(&m, 3, 2, 6) == 3 * 1152 + 2 * 160 + 6 * 32);
 }

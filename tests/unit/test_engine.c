@@ -237,18 +237,19 @@ DS_TEST(queue_limit_and_live_ids)
 {
     bench *b = start(2, 8, 16, 4, 64);
     ds_err err = {0};
-    for (uint64_t id = 0; id < 8; id++)
+    for (uint64_t id = 0; id < 10; id++) /* two will run, eight wait */
         submit(b, request(id, 3, 2, (int)id));
-    ds_req q = request(8, 3, 2, 0);
+    ds_req q = request(10, 3, 2, 0);
     CHECK_EQ(ds_engine_submit(b->e, &q, &err), DS_ELIMIT);
-    step(b); /* two start */
-    q.id = 0;
+    step(b);
+    step(b); /* two finish */
+    q.id = 2;
     CHECK_EQ(ds_engine_submit(b->e, &q, &err), DS_EINVAL);
     CHECK_STR(err.field, "id");
-    q.id = 8;
+    q.id = 10;
     submit(b, q);
     run(b);
-    for (uint64_t id = 0; id < 9; id++)
+    for (uint64_t id = 0; id < 11; id++)
         outcome(b, id, NULL);
     b->n = 0;
     q.id = 0; /* free again */

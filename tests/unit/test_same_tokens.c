@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N = 32, MAX_PROMPT = 200, MAX_OUT = 72, ROWS = 256 };
+enum { N = 32, MAX_PROMPT = 128, MAX_OUT = 72, ROWS = 256 };
 
 typedef struct answer {
     ds_sample_out out[MAX_OUT], scored[MAX_PROMPT];
@@ -201,7 +201,7 @@ static void after_prefix_hit(house *h)
             hits += round ? h->got[id].n_cached : 0;
         }
     }
-    CHECK(hits > N * 40);
+    CHECK(hits > N * 30);
     ds_engine_destroy(e);
 }
 
@@ -235,7 +235,7 @@ static void same_tokens(const char *folder, const char *weights)
     all_together(h, (plan){N, ROWS, ROWS, 600, 16, 0}, "batch of 32");
     all_together(h, (plan){N, 37, 33, 600, 16, 0}, "chunks of 37 rows");
     all_together(h, (plan){5, 5, 5, 600, 16, 1}, "chunks of 5 rows");
-    ds_engine_stats s = all_together(h, (plan){N, 96, 64, 20, 16, 1}, "preemption");
+    ds_engine_stats s = all_together(h, (plan){N, 96, 64, 14, 16, 1}, "preemption");
     printf("  %llu preemptions\n", (unsigned long long)s.preemptions);
     CHECK(s.preemptions > 3);
     after_prefix_hit(h);
@@ -252,4 +252,9 @@ DS_TEST(same_tokens_f32)
 DS_TEST(same_tokens_bf16)
 {
     same_tokens("qwen3-bf16-tied", "auto");
+}
+
+DS_TEST(same_tokens_int8)
+{
+    same_tokens("qwen3-bf16-wide", "int8");
 }

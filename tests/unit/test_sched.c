@@ -120,12 +120,12 @@ DS_TEST(queue_limit_is_exact)
 {
     ds_sched *s = make_sched(1, 8, 1, 2, 16, 4);
     ds_err err = {0};
-    add(s, make_seq(1, 2, 9, 0));
-    add(s, make_seq(2, 2, 9, 0));
-    ds_seq *third = make_seq(3, 2, 9, 0);
-    CHECK_EQ(ds_sched_add(s, third, &err), DS_ELIMIT);
-    run(s, ds_sched_plan(s)); /* one leaves the queue */
-    add(s, third);
+    for (uint64_t id = 1; id <= 3; id++) /* one will run, two wait */
+        add(s, make_seq(id, 2, 1, 0));
+    ds_seq *fourth = make_seq(4, 2, 1, 0);
+    CHECK_EQ(ds_sched_add(s, fourth, &err), DS_ELIMIT);
+    run(s, ds_sched_plan(s)); /* one finishes */
+    add(s, fourth);
     drain(s);
 }
 

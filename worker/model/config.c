@@ -80,13 +80,14 @@ static ds_code parse_arch(const json_t *o, ds_config *c, ds_err *err)
     if (!arch && !name)
         return ds_err_field(err, DS_ECORRUPT, "architectures",
                             "config.json: 'architectures' and 'model_type' are missing");
-    if ((arch && strcmp(arch, "Qwen3ForCausalLM") != 0) || (name && strcmp(name, "qwen3") != 0))
+    int draft = arch && strcmp(arch, "Qwen3DSparkModel") == 0;
+    if ((arch && !draft && strcmp(arch, "Qwen3ForCausalLM") != 0) || (name && strcmp(name, "qwen3") != 0))
         return ds_err_field(
             err, DS_EUNSUPPORTED, "architectures",
             "config.json: architecture '%.60s' (model_type '%.60s') is not supported; offered: "
             "Qwen3ForCausalLM (model_type qwen3)",
             arch ? arch : "", name ? name : "");
-    snprintf(c->arch, sizeof c->arch, "Qwen3ForCausalLM");
+    snprintf(c->arch, sizeof c->arch, "%s", draft ? "Qwen3DSparkModel" : "Qwen3ForCausalLM");
     if (get(o, "quantization_config"))
         return ds_err_field(
             err, DS_EUNSUPPORTED, "quantization_config",
@@ -327,12 +328,76 @@ static ds_code load_object(const char *file, const char *json, size_t n, json_t 
     return DS_OK;
 }
 
+/* --- draft -------------------------------------------------------------------------------------------- */
+
+static ds_code parse_taps(const json_t *o, ds_draft_conf *d, ds_err *err)
+{
+    static const char KEY[] = "target_layer_ids";
+    const json_t *list = get(o, KEY);
+    size_t n = json_array_size(list);
+    if (!json_is_array(list) || n < 1 || n > DS_MAX_TAPS)
+        return ds_err_field(err, DS_ECORRUPT, KEY, "%s: '%s' must be a list of 1..%d layer ids", CONFIG, KEY,
+                            DS_MAX_TAPS);
+    for (size_t i = 0; i < n; i++) {
+        const json_t *v = json_array_get(list, i);
+        json_int_t id = json_is_integer(v) ? json_integer_value(v) : -2;
+        json_int_t min = i ? d->taps[i - 1] + 1 : 0, max = d->target_layers - 2;
+        if (id < min || id > max) /* the last layer is forbidden: docs/speculation.md */
+            return ds_err_field(
+                err, DS_ECORRUPT, KEY,
+                "%s: entry %zu of '%s' must be an integer in %lld..%lld (rising, below the last "
+                "layer)",
+                CONFIG, i, KEY, (long long)min, (long long)max);
+        d->taps[d->n_taps++] = (int)id;
+    }
+    return DS_OK;
+}
+
+static ds_code parse_head(const json_t *o, ds_draft_conf *d, ds_err *err)
+{
+    static const char *const names[] = {"", "vanilla", "gated", "rnn"};
+    const json_t *type = get(o, "markov_head_type");
+    const char *name = json_is_string(type) ? json_string_value(type) : "vanilla";
+    if (type && !json_is_string(type))
+        return ds_err_field(err, DS_ECORRUPT, "markov_head_type", "%s: 'markov_head_type' must be a string",
+                            CONFIG);
+    if (d->rank == 0)
+        return DS_OK;
+    for (int i = DS_HEAD_VANILLA; i <= DS_HEAD_RNN; i++)
+        if (strcmp(name, names[i]) == 0)
+            d->head = (ds_head_kind)i;
+    if (d->head == DS_HEAD_NONE)
+        return ds_err_field(err, DS_EUNSUPPORTED, "markov_head_type",
+                            "%s: 'markov_head_type' is '%.40s', must be vanilla, gated or rnn", CONFIG, name);
+    return DS_OK;
+}
+
+static ds_code parse_draft(const json_t *o, ds_config *c, ds_err *err)
+{
+    ds_draft_conf *d = &c->draft;
+    if (strcmp(c->arch, "Qwen3DSparkModel") != 0)
+        return DS_OK;
+    DS_TRY(get_int(CONFIG, o, "block_size", 1, DS_MAX_BLOCK_SIZE, 0, &d->block, err));
+    DS_TRY(get_int(CONFIG, o, "mask_token_id", 0, c->vocab - 1, -1, &d->mask_token, err));
+    DS_TRY(get_int(CONFIG, o, "num_target_layers", 2, 4096, 0, &d->target_layers, err));
+    DS_TRY(parse_taps(o, d, err));
+    DS_TRY(get_int(CONFIG, o, "markov_rank", 0, DS_MAX_MARKOV_RANK, 0, &d->rank, err));
+    DS_TRY(parse_head(o, d, err));
+    DS_TRY(get_bool(CONFIG, o, "enable_confidence_head", 0, &d->confidence, err));
+    DS_TRY(get_bool(CONFIG, o, "confidence_head_with_markov", 0, &d->confidence_markov, err));
+    if (d->confidence_markov && !d->rank)
+        return ds_err_field(err, DS_ECORRUPT, "confidence_head_with_markov",
+                            "%s: 'confidence_head_with_markov' needs a markov_rank above 0", CONFIG);
+    return DS_OK;
+}
+
 static ds_code parse_all(const json_t *o, ds_config *c, ds_err *err)
 {
     DS_TRY(parse_arch(o, c, err));
     DS_TRY(parse_sizes(o, c, err));
     DS_TRY(refuse_sliding(o, c, err));
     DS_TRY(parse_rope(o, c, err));
+    DS_TRY(parse_draft(o, c, err));
     return parse_eos(o, CONFIG, c, err);
 }
 

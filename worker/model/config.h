@@ -21,6 +21,18 @@ typedef struct ds_rope_conf {
     int truncate;            /* YARN: correction range rounded to whole dimensions */
 } ds_rope_conf;
 
+/* The keys a DSpark or DFlash draft adds to its target's config. */
+enum { DS_MAX_TAPS = 16, DS_MAX_BLOCK_SIZE = 32, DS_MAX_MARKOV_RANK = 4096 };
+typedef enum { DS_HEAD_NONE, DS_HEAD_VANILLA, DS_HEAD_GATED, DS_HEAD_RNN } ds_head_kind;
+typedef struct ds_draft_conf {
+    int block; /* slots of one block; 0: not a draft */
+    int mask_token, target_layers;
+    int n_taps, taps[DS_MAX_TAPS]; /* target_layer_ids: layer outputs, rising, below target_layers - 1 */
+    ds_head_kind head;
+    int rank; /* of the Markov head; 0 without one */
+    int confidence, confidence_markov;
+} ds_draft_conf;
+
 typedef struct ds_config {
     char arch[64]; /* "Qwen3ForCausalLM" */
     int vocab, hidden, layers, heads, kv_heads, head_dim, mlp, max_positions;
@@ -31,12 +43,14 @@ typedef struct ds_config {
     int n_eos, eos[DS_MAX_EOS];
     float temperature, top_p; /* NAN when absent */
     int top_k;                /* -1 when absent */
+    ds_draft_conf draft;
 } ds_config;
 
 /* ds_config_load: read dir/config.json and, when there, dir/generation_config.json.
  * Errors: DS_ENOTFOUND no file; DS_ECORRUPT not JSON, wrong type or range; DS_EUNSUPPORTED. */
 ds_code ds_config_load(const char *dir, ds_config *ret, ds_err *err);
-/* ds_config_parse: the text of config.json. */
+/* ds_config_parse: the text of config.json; of a target (Qwen3ForCausalLM) or of a draft (Qwen3DSparkModel).
+ */
 ds_code ds_config_parse(const char *json, size_t n, ds_config *ret, ds_err *err);
 /* ds_config_parse_generation: the text of generation_config.json; its eos ids replace those of c. */
 ds_code ds_config_parse_generation(const char *json, size_t n, ds_config *c, ds_err *err);

@@ -80,6 +80,10 @@ static ds_code prepare(ds_model *m, const char *dir, const ds_model_opts *opts, 
     DS_TRY(parse_choice("weights", opts->weights, "auto|int8", &weights, err));
     DS_TRY(parse_choice("kv_dtype", opts->kv_dtype, "auto|f32|bf16", &kv, err));
     DS_TRY(ds_config_load(dir, &m->conf, err));
+    if (m->conf.draft.block)
+        return ds_err_field(err, DS_EUNSUPPORTED, "architectures",
+                            "config.json: this is a draft (%s); give it as --draft, beside its target",
+                            m->conf.arch);
     DS_TRY(ds_weights_open(dir, weights == 1, &m->weights, err));
     DS_TRY(ds_qwen3_bind(&m->qwen3, &m->conf, opts, &m->weights, err));
     ds_dtype held = m->qwen3.head.dtype, table = m->qwen3.embed.dtype;
@@ -145,43 +149,24 @@ ds_code ds_model_plan(const char *dir, const ds_model_opts *opts, ds_model_info 
     return code;
 }
 
+void ds_model_tables(const ds_model *m, ds_mat *ret_embed, ds_mat *ret_head)
+{
+    *ret_embed = m->qwen3.embed;
+    *ret_head = m->qwen3.head;
+}
+
 /* --- KV ----------------------------------------------------------------------------------------------- */
 
 ds_code ds_model_kv_alloc(ds_model *m, int pages, int page_tokens, ds_kv_pool *ret, ds_err *err)
 {
     const ds_model_info *o = &m->info;
-    size_t bytes = ds_dtype_size(o->kv_dtype) * (size_t)o->kv_heads_cache * (size_t)o->kv_head_dim;
-    *ret = (ds_kv_pool){.pages = pages, .page_tokens = page_tokens};
-    if (pages < 1 || page_tokens < 1 || page_tokens > 1024 ||
-        __builtin_mul_overflow(bytes, (size_t)pages * (size_t)page_tokens, &bytes))
-        return ds_err_field(err, DS_EINVAL, "kv_pages", "kv_pages %d of %d tokens: sizes must be positive",
-                            pages, page_tokens);
-    ret->layer = calloc((size_t)o->kv_layers, sizeof *ret->layer);
-    if (!ret->layer)
-        return ds_err_set(err, DS_ENOMEM, "no memory for %d KV layers", o->kv_layers);
-    for (int i = 0; i < o->kv_layers; i++) {
-        ret->layer[i].dtype = o->kv_dtype;
-        ds_code code = m->backend->alloc(m->backend, bytes, &ret->layer[i].k, err);
-        if (code == DS_OK)
-            code = m->backend->alloc(m->backend, bytes, &ret->layer[i].v, err);
-        if (code != DS_OK) {
-            ds_model_kv_free(m, ret);
-            return code;
-        }
-    }
-    return DS_OK;
+    return ds_kv_pool_alloc(m->backend, o->kv_layers, o->kv_heads_cache, o->kv_head_dim, o->kv_dtype, pages,
+                            page_tokens, ret, err);
 }
 
 void ds_model_kv_free(ds_model *m, ds_kv_pool *kv)
 {
-    for (int i = 0; kv->layer && i < m->info.kv_layers; i++) {
-        if (kv->layer[i].k)
-            m->backend->free(m->backend, kv->layer[i].k);
-        if (kv->layer[i].v)
-            m->backend->free(m->backend, kv->layer[i].v);
-    }
-    free(kv->layer);
-    *kv = (ds_kv_pool){0};
+    ds_kv_pool_free(m->backend, kv);
 }
 
 /* --- forward ------------------------------------------------------------------------------------------ */

@@ -42,8 +42,13 @@ typedef struct ds_model_info {
 /* Paged KV of the whole worker: one ds_kv_layer per layer, all with `pages` pages of `page_tokens` tokens. */
 typedef struct ds_kv_pool {
     ds_kv_layer *layer; /* [kv_layers] */
-    int pages, page_tokens;
+    int layers, pages, page_tokens;
 } ds_kv_pool;
+
+/* ds_kv_pool_alloc: zeroed pages of every layer. DS_EINVAL sizes, DS_ENOMEM. */
+ds_code ds_kv_pool_alloc(ds_backend *b, int layers, int kv_heads, int head_dim, ds_dtype dtype, int pages,
+                         int page_tokens, ds_kv_pool *ret, ds_err *err);
+void ds_kv_pool_free(ds_backend *b, ds_kv_pool *kv);
 
 typedef struct ds_step_args {
     ds_rows rows;
@@ -62,6 +67,8 @@ const ds_model_info *ds_model_get_info(const ds_model *m);
 ds_code ds_model_plan(const char *dir, const ds_model_opts *opts, ds_model_info *ret, ds_err *err);
 ds_code ds_model_kv_alloc(ds_model *m, int pages, int page_tokens, ds_kv_pool *ret, ds_err *err);
 void ds_model_kv_free(ds_model *m, ds_kv_pool *kv);
+/* ds_model_tables: the embedding and the head, for a draft that shares them. */
+void ds_model_tables(const ds_model *m, ds_mat *ret_embed, ds_mat *ret_head);
 /* ds_model_forward: all rows write their K/V, then attend; logits of logit_row. Row arrays in `rows` are host
  * memory here; the model uploads them. */
 ds_code ds_model_forward(ds_model *m, const ds_kv_pool *kv, ds_step_args *a, ds_err *err);

@@ -12,9 +12,9 @@
 
 enum { NAME_MAX_BYTES = 96 };
 
-static const char *name_of(char *buf, int layer, const char *suffix)
+static const char *name_of(const ds_qwen3 *q, char *buf, int layer, const char *suffix)
 {
-    snprintf(buf, NAME_MAX_BYTES, "model.layers.%d.%s", layer, suffix);
+    snprintf(buf, NAME_MAX_BYTES, "%slayers.%d.%s", q->prefix, layer, suffix);
     return buf;
 }
 
@@ -33,12 +33,12 @@ static ds_code bind_attention(ds_qwen3 *q, int i, ds_weights *w, ds_err *err)
              {"self_attn.o_proj.weight", "self_attn.o_proj.bias", d, hd, &l->o, &l->o_b}};
     char s[NAME_MAX_BYTES];
     for (int j = 0; j < 4; j++) {
-        DS_TRY(ds_weights_mat(w, name_of(s, i, t[j].name), t[j].n, t[j].k, DS_WEIGHT_LINEAR, t[j].w, err));
+        DS_TRY(ds_weights_mat(w, name_of(q, s, i, t[j].name), t[j].n, t[j].k, DS_WEIGHT_LINEAR, t[j].w, err));
         if (c->attention_bias)
-            DS_TRY(ds_weights_column(w, name_of(s, i, t[j].bias), t[j].n, t[j].b, err));
+            DS_TRY(ds_weights_column(w, name_of(q, s, i, t[j].bias), t[j].n, t[j].b, err));
     }
-    DS_TRY(ds_weights_vec(w, name_of(s, i, "self_attn.q_norm.weight"), c->head_dim, &l->q_norm, err));
-    return ds_weights_vec(w, name_of(s, i, "self_attn.k_norm.weight"), c->head_dim, &l->k_norm, err);
+    DS_TRY(ds_weights_vec(w, name_of(q, s, i, "self_attn.q_norm.weight"), c->head_dim, &l->q_norm, err));
+    return ds_weights_vec(w, name_of(q, s, i, "self_attn.k_norm.weight"), c->head_dim, &l->k_norm, err);
 }
 
 static ds_code bind_layer(ds_qwen3 *q, int i, ds_weights *w, ds_err *err)
@@ -46,12 +46,13 @@ static ds_code bind_layer(ds_qwen3 *q, int i, ds_weights *w, ds_err *err)
     int d = q->conf.hidden, m = q->conf.mlp;
     ds_qwen3_layer *l = &q->layer[i];
     char s[NAME_MAX_BYTES];
-    DS_TRY(ds_weights_vec(w, name_of(s, i, "input_layernorm.weight"), d, &l->attn_norm, err));
+    DS_TRY(ds_weights_vec(w, name_of(q, s, i, "input_layernorm.weight"), d, &l->attn_norm, err));
     DS_TRY(bind_attention(q, i, w, err));
-    DS_TRY(ds_weights_vec(w, name_of(s, i, "post_attention_layernorm.weight"), d, &l->mlp_norm, err));
-    DS_TRY(ds_weights_mat(w, name_of(s, i, "mlp.gate_proj.weight"), m, d, DS_WEIGHT_LINEAR, &l->gate, err));
-    DS_TRY(ds_weights_mat(w, name_of(s, i, "mlp.up_proj.weight"), m, d, DS_WEIGHT_LINEAR, &l->up, err));
-    return ds_weights_mat(w, name_of(s, i, "mlp.down_proj.weight"), d, m, DS_WEIGHT_LINEAR, &l->down, err);
+    DS_TRY(ds_weights_vec(w, name_of(q, s, i, "post_attention_layernorm.weight"), d, &l->mlp_norm, err));
+    DS_TRY(
+        ds_weights_mat(w, name_of(q, s, i, "mlp.gate_proj.weight"), m, d, DS_WEIGHT_LINEAR, &l->gate, err));
+    DS_TRY(ds_weights_mat(w, name_of(q, s, i, "mlp.up_proj.weight"), m, d, DS_WEIGHT_LINEAR, &l->up, err));
+    return ds_weights_mat(w, name_of(q, s, i, "mlp.down_proj.weight"), d, m, DS_WEIGHT_LINEAR, &l->down, err);
 }
 
 /* Tied models store one of the two tables; where both are stored each is used as it is, as transformers does.
@@ -123,10 +124,10 @@ static size_t carve(ds_qwen3 *q, char *base)
     return at;
 }
 
-ds_code ds_qwen3_bind(ds_qwen3 *q, const ds_config *conf, const ds_model_opts *opts, ds_weights *w,
+ds_code ds_qwen3_init(ds_qwen3 *q, const ds_config *conf, const ds_model_opts *opts, const char *prefix,
                       ds_err *err)
 {
-    *q = (ds_qwen3){.conf = *conf, .n_taps = opts->n_taps};
+    *q = (ds_qwen3){.conf = *conf, .prefix = prefix, .n_taps = opts->n_taps};
     DS_TRY(check_opts(q, opts, err));
     q->layer = calloc((size_t)conf->layers, sizeof *q->layer);
     q->tap = calloc((size_t)opts->n_taps + 1, sizeof *q->tap);
@@ -135,10 +136,22 @@ ds_code ds_qwen3_bind(ds_qwen3 *q, const ds_config *conf, const ds_model_opts *o
     for (int i = 0; i < opts->n_taps; i++)
         q->tap[i] = opts->taps[i];
     q->scratch_bytes = carve(q, NULL);
-    DS_TRY(bind_tables(q, w, err));
-    for (int i = 0; i < conf->layers; i++)
+    return DS_OK;
+}
+
+ds_code ds_qwen3_bind_layers(ds_qwen3 *q, ds_weights *w, ds_err *err)
+{
+    for (int i = 0; i < q->conf.layers; i++)
         DS_TRY(bind_layer(q, i, w, err));
     return DS_OK;
+}
+
+ds_code ds_qwen3_bind(ds_qwen3 *q, const ds_config *conf, const ds_model_opts *opts, ds_weights *w,
+                      ds_err *err)
+{
+    DS_TRY(ds_qwen3_init(q, conf, opts, "model.", err));
+    DS_TRY(bind_tables(q, w, err));
+    return ds_qwen3_bind_layers(q, w, err);
 }
 
 /* --- scratch ------------------------------------------------------------------------------------------ */
@@ -189,7 +202,8 @@ void ds_qwen3_free(ds_qwen3 *q, ds_backend *b)
 /* --- forward ------------------------------------------------------------------------------------------ */
 
 /* y (+)= x W^T (+ bias), rows T. */
-static ds_code linear(ds_backend *b, const ds_mat *w, const float *x, float *y, int y_stride, int T, int add)
+ds_code ds_qwen3_linear(ds_backend *b, const ds_mat *w, const float *x, float *y, int y_stride, int T,
+                        int add)
 {
     ds_linear_args a = {
         .x = x, .w = *w, .y = y, .T = T, .x_stride = w->k, .y_stride = y_stride, .accumulate = add};
@@ -198,7 +212,7 @@ static ds_code linear(ds_backend *b, const ds_mat *w, const float *x, float *y, 
 
 static ds_code bias(ds_qwen3 *q, ds_backend *b, const ds_mat *w, float *y, int y_stride, int T)
 {
-    return w->data ? linear(b, w, q->s.ones, y, y_stride, T, 1) : DS_OK;
+    return w->data ? ds_qwen3_linear(b, w, q->s.ones, y, y_stride, T, 1) : DS_OK;
 }
 
 static ds_code norm(ds_qwen3 *q, ds_backend *b, ds_vec w, const float *x, float *y, int T)
@@ -214,16 +228,16 @@ static ds_code gather(ds_backend *b, const float *x, const int32_t *row, int R, 
 }
 
 /* x -> K and V of all rows in their pages, q of all rows in s.wide. */
-static ds_code project(ds_qwen3 *q, ds_backend *b, int i, const ds_kv_pool *kv, const ds_rows *rows)
+ds_code ds_qwen3_project(ds_qwen3 *q, ds_backend *b, int i, const ds_kv_pool *kv, const ds_rows *rows)
 {
     const ds_config *c = &q->conf;
     const ds_qwen3_layer *l = &q->layer[i];
     int hd = c->heads * c->head_dim, gd = c->kv_heads * c->head_dim, row = hd + 2 * gd, T = rows->T;
     float *y = q->s.y, *wide = q->s.wide;
     DS_TRY(norm(q, b, l->attn_norm, q->s.x, y, T));
-    DS_TRY(linear(b, &l->q, y, wide, row, T, 0));
-    DS_TRY(linear(b, &l->k, y, wide + hd, row, T, 0));
-    DS_TRY(linear(b, &l->v, y, wide + hd + gd, row, T, 0));
+    DS_TRY(ds_qwen3_linear(b, &l->q, y, wide, row, T, 0));
+    DS_TRY(ds_qwen3_linear(b, &l->k, y, wide + hd, row, T, 0));
+    DS_TRY(ds_qwen3_linear(b, &l->v, y, wide + hd + gd, row, T, 0));
     DS_TRY(bias(q, b, &l->q_b, wide, row, T));
     DS_TRY(bias(q, b, &l->k_b, wide + hd, row, T));
     DS_TRY(bias(q, b, &l->v_b, wide + hd + gd, row, T));
@@ -241,7 +255,7 @@ static ds_code project(ds_qwen3 *q, ds_backend *b, int i, const ds_kv_pool *kv, 
 }
 
 /* s.wide -> s.mid [T, HD] */
-static ds_code attend(ds_qwen3 *q, ds_backend *b, int i, const ds_kv_pool *kv, const ds_rows *rows)
+ds_code ds_qwen3_attend(ds_qwen3 *q, ds_backend *b, int i, const ds_kv_pool *kv, const ds_rows *rows)
 {
     const ds_config *c = &q->conf;
     ds_attn_args a = {.rows = *rows,
@@ -257,19 +271,19 @@ static ds_code attend(ds_qwen3 *q, ds_backend *b, int i, const ds_kv_pool *kv, c
 }
 
 /* x += o(heads); x += mlp(norm x), rows T of x and heads. */
-static ds_code finish_layer(ds_qwen3 *q, ds_backend *b, int i, const float *heads, float *x, int T)
+ds_code ds_qwen3_finish(ds_qwen3 *q, ds_backend *b, int i, const float *heads, float *x, int T)
 {
     const ds_config *c = &q->conf;
     const ds_qwen3_layer *l = &q->layer[i];
     float *y = q->s.y, *wide = q->s.wide, *mid = q->s.mid;
-    DS_TRY(linear(b, &l->o, heads, x, c->hidden, T, 1));
+    DS_TRY(ds_qwen3_linear(b, &l->o, heads, x, c->hidden, T, 1));
     DS_TRY(bias(q, b, &l->o_b, x, c->hidden, T));
     DS_TRY(norm(q, b, l->mlp_norm, x, y, T));
-    DS_TRY(linear(b, &l->gate, y, wide, 2 * c->mlp, T, 0));
-    DS_TRY(linear(b, &l->up, y, wide + c->mlp, 2 * c->mlp, T, 0));
+    DS_TRY(ds_qwen3_linear(b, &l->gate, y, wide, 2 * c->mlp, T, 0));
+    DS_TRY(ds_qwen3_linear(b, &l->up, y, wide + c->mlp, 2 * c->mlp, T, 0));
     ds_silu_mul_args act = {.gu = wide, .y = mid, .T = T, .I = c->mlp};
     DS_TRY(b->silu_mul(b, &act));
-    return linear(b, &l->down, mid, x, c->hidden, T, 1);
+    return ds_qwen3_linear(b, &l->down, mid, x, c->hidden, T, 1);
 }
 
 static ds_code tap(ds_qwen3 *q, ds_backend *b, int i, int T)
@@ -288,11 +302,11 @@ static ds_code last_layer(ds_qwen3 *q, ds_backend *b, const ds_kv_pool *kv, cons
 {
     int i = q->conf.layers - 1, C = q->conf.hidden, hd = q->conf.heads * q->conf.head_dim, T = a->rows.T;
     int tapped = q->n_taps && q->tap[q->n_taps - 1] == i;
-    DS_TRY(project(q, b, i, kv, &a->rows));
+    DS_TRY(ds_qwen3_project(q, b, i, kv, &a->rows));
     *ret = q->s.g;
     if (tapped || a->R == T) {
-        DS_TRY(attend(q, b, i, kv, &a->rows));
-        DS_TRY(finish_layer(q, b, i, q->s.mid, q->s.x, T));
+        DS_TRY(ds_qwen3_attend(q, b, i, kv, &a->rows));
+        DS_TRY(ds_qwen3_finish(q, b, i, q->s.mid, q->s.x, T));
         DS_TRY(tap(q, b, i, T));
         if (a->R == T)
             *ret = q->s.x; /* ascending rows: all of them, in order */
@@ -300,10 +314,10 @@ static ds_code last_layer(ds_qwen3 *q, ds_backend *b, const ds_kv_pool *kv, cons
     }
     if (a->R == 0)
         return DS_OK;
-    DS_TRY(attend(q, b, i, kv, &a->rows));
+    DS_TRY(ds_qwen3_attend(q, b, i, kv, &a->rows));
     DS_TRY(gather(b, q->s.x, a->logit_row, a->R, C, q->s.g, C));
     DS_TRY(gather(b, q->s.mid, a->logit_row, a->R, hd, q->s.wide, hd));
-    return finish_layer(q, b, i, q->s.wide, q->s.g, a->R);
+    return ds_qwen3_finish(q, b, i, q->s.wide, q->s.g, a->R);
 }
 
 static ds_code run(ds_qwen3 *q, ds_backend *b, const ds_kv_pool *kv, ds_step_args *a, int *ret_layer)
@@ -313,9 +327,9 @@ static ds_code run(ds_qwen3 *q, ds_backend *b, const ds_kv_pool *kv, ds_step_arg
     DS_TRY(b->embed(b, &e));
     for (int i = 0; i < last; i++) {
         *ret_layer = i;
-        DS_TRY(project(q, b, i, kv, &a->rows));
-        DS_TRY(attend(q, b, i, kv, &a->rows));
-        DS_TRY(finish_layer(q, b, i, q->s.mid, q->s.x, T));
+        DS_TRY(ds_qwen3_project(q, b, i, kv, &a->rows));
+        DS_TRY(ds_qwen3_attend(q, b, i, kv, &a->rows));
+        DS_TRY(ds_qwen3_finish(q, b, i, q->s.mid, q->s.x, T));
         DS_TRY(tap(q, b, i, T));
     }
     *ret_layer = last;
@@ -326,7 +340,7 @@ static ds_code run(ds_qwen3 *q, ds_backend *b, const ds_kv_pool *kv, ds_step_arg
     if (a->R == 0)
         return DS_OK;
     DS_TRY(norm(q, b, q->norm, x, q->s.y, a->R));
-    return linear(b, &q->head, q->s.y, q->s.logits, q->conf.vocab, a->R, 0);
+    return ds_qwen3_linear(b, &q->head, q->s.y, q->s.logits, q->conf.vocab, a->R, 0);
 }
 
 ds_code ds_qwen3_forward(ds_qwen3 *q, ds_backend *b, const ds_kv_pool *kv, ds_step_args *a, ds_err *err)
