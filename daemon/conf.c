@@ -10,6 +10,11 @@
 static const ds_conf_key KEYS[] = {
     {KEY(DS_CONF_STR, model), NULL, .help = "folder of the target model (Hugging Face layout); required"},
     {KEY(DS_CONF_STR, draft), NULL, .help = "folder of the draft model; none: no speculation"},
+    {KEY(DS_CONF_ENUM, speculation), NULL, .choices = "auto|off|max",
+     .help =
+         "workers started here, with a draft: what requests that do not say get; none: the worker decides"},
+    {KEY(DS_CONF_INT, max_draft), "0", 0, DS_MAX_DRAFT_TOKENS, .unit = "tokens",
+     .help = "workers started here, with a draft: drafts verified at once for one request; 0: the block"},
     {KEY(DS_CONF_STR, listen), "127.0.0.1:8000",
      .help = "ADDR:PORT of the HTTP door; port 0 takes a free one"},
     {KEY(DS_CONF_STR, served_model_name), NULL,

@@ -151,6 +151,8 @@ static void make_command(const proc *p, command *c)
     add(c, "--config", conf->worker_config);
     add(c, "--model", conf->model);
     add(c, "--draft", conf->draft);
+    add(c, "--speculation", conf->speculation);
+    add_int(c, "--max-draft", conf->max_draft);
     add(c, "--served-model-name", p->sup->d->model);
     add(c, "--device", conf->device);
     add(c, "--weights", conf->weights);

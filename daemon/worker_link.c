@@ -258,10 +258,8 @@ static void on_error(ds_links *l, ds_worker *w, const ds_pb_error *e)
 
 static void on_stats(ds_worker *w, const ds_pb_stats *s)
 {
-    w->stats = *s;
+    ds_frame_keep_stats(s, &w->stats, w->stats_at);
     w->stats.worker = w->name;
-    w->stats.n_workers = 0;
-    w->stats.workers = NULL;
 }
 
 static void on_frame(ds_links *l, const ds_peer *peer, const ds_pb_envelope *env)

@@ -352,6 +352,9 @@ static void commit(ds_engine *e, const ds_plan_item *it, const ds_sample_out *ou
         ds_sched_publish(e->sched, q);
     }
     if (n) {
+        int emitted = n < accepted ? n : accepted; /* a stop may stand inside the block */
+        q->n_accepted += emitted;
+        q->n_rejected += it->n_verify - emitted;
         e->stats.output_tokens += (uint64_t)n;
         e->fn(e->ctx, &(ds_event){.kind = DS_EV_TOKENS,
                                   .id = q->req.id,
@@ -359,7 +362,8 @@ static void commit(ds_engine *e, const ds_plan_item *it, const ds_sample_out *ou
                                   .n = n,
                                   .first = first,
                                   .stop_id = -1,
-                                  .n_accepted = n < accepted ? n : accepted});
+                                  .n_accepted = emitted,
+                                  .n_rejected = it->n_verify - emitted});
     }
     if (how != DS_FINISH_NONE)
         finish(e, q, how);

@@ -38,13 +38,14 @@ typedef struct ds_event {
     uint64_t id;
     const ds_sample_out *token; /* PROMPT: positions first..first+n-1 of the prompt; TOKENS: n new tokens */
     int n_accepted;             /* TOKENS: the first n_accepted of them were drafted */
+    int n_rejected;             /* TOKENS: drafts verified beside them that were not emitted */
     int n, first;               /* first of TOKENS: index of token[0] in the output, resumed tokens counted */
     ds_finish finish;           /* DONE */
     int32_t stop_id; /* DONE with STOP: the id that ended it, else -1. It was emitted and counted as the last
                       * token (as vLLM does); the router hides its text */
     int n_prompt, n_output, n_cached; /* DONE: exact counts, resumed output tokens included; n_cached prompt
                                          tokens came from the prefix cache */
-    int accepted, rejected;           /* DONE: drafts of the request that were verified */
+    int accepted, rejected;           /* DONE: verified drafts that were emitted, and the others */
     ds_code code;                     /* ERROR */
     const char *msg;                  /* ERROR: valid during the callback */
 } ds_event;

@@ -34,7 +34,7 @@ typedef struct ds_seq {
     int n_draft, n_verify;
     int32_t draft[DS_MAX_BLOCK];
     float survival[DS_MAX_BLOCK]; /* probability that drafts 1..k are all accepted */
-    int n_accepted, n_rejected;   /* of its drafts that were verified, over its life */
+    int n_accepted, n_rejected;   /* verified drafts that were emitted, and the others, over its life */
 
     /* Kept by sched.c. */
     int slot, n_pages, n_published; /* slot -1: waiting */

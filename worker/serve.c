@@ -87,6 +87,7 @@ static void post_tokens(ds_serve *s, const ds_event *ev)
             t.accepted_draft = s->accepted;
             t.n_accepted_draft = (size_t)n;
         }
+        t.rejected_draft = at ? 0 : (uint32_t)ev->n_rejected;
         ds_link_tokens(s->link, ev->id, &t);
     }
 }
@@ -225,6 +226,16 @@ static void flush(ds_serve *s)
     p.rows = e.rows;
     p.draft_tokens = e.spec.verified;
     p.accepted_tokens = e.spec.accepted;
+    p.draft_rounds = e.spec.rounds;
+    p.draft_passes = e.spec.passes;
+    p.draft_skips = e.spec.skips;
+    p.draft_ns = e.spec.draft_ns;
+    p.proposed_tokens = e.spec.drafted;
+    p.draft_tokens_at = e.spec.verified_at;
+    p.accepted_tokens_at = e.spec.accepted_at;
+    while (p.n_draft_tokens_at < DS_MAX_BLOCK && e.spec.verified_at[p.n_draft_tokens_at])
+        p.n_draft_tokens_at++;
+    p.n_accepted_tokens_at = p.n_draft_tokens_at;
     ds_link_flush(s->link, &p);
 }
 

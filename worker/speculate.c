@@ -281,8 +281,6 @@ int ds_speculate_accept(ds_speculate *s, const ds_plan_item *it, const ds_sample
         s->stats.rounds++;
         s->stats.verified += (uint64_t)l;
         s->stats.accepted += (uint64_t)n;
-        q->n_accepted += n;
-        q->n_rejected += l - n;
         for (int k = 0; k < l; k++) {
             s->stats.verified_at[k]++;
             s->stats.accepted_at[k] += k < n;
