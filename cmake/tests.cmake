@@ -29,6 +29,14 @@ foreach(kind unit kernel golden sim bench)
     endforeach()
 endforeach()
 
+# tests/bench/bench_<x>.c is a benchmark: built, never run as a test.
+file(GLOB files CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/bench/bench_*.c)
+foreach(file ${files})
+    get_filename_component(stem ${file} NAME_WE)
+    add_executable(${stem} ${file})
+    target_link_libraries(${stem} PRIVATE ${rooms})
+endforeach()
+
 file(GLOB files CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/fuzz/fuzz_*.c)
 foreach(file ${files})
     get_filename_component(stem ${file} NAME_WE)

@@ -98,7 +98,7 @@ static ds_code cpu_linear(ds_backend *b, const ds_linear_args *a)
         int pack_grain = (size_t)rows * k < 4 * INLINE_ELEMS ? rows : grain_of(c, rows, 1);
         ds_pool_for(c->pool, rows, pack_grain, pack_part, &j);
         int small = (size_t)rows * k * (size_t)a->w.n < INLINE_MACS;
-        ds_pool_for(c->pool, a->w.n, small ? a->w.n : grain_of(c, a->w.n, 8), linear_part, &j);
+        ds_pool_for(c->pool, a->w.n, small ? a->w.n : grain_of(c, a->w.n, DS_LIN_BLOCK), linear_part, &j);
     }
     return DS_OK;
 }

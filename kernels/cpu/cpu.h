@@ -21,6 +21,8 @@ typedef struct ds_lin {
     ds_dtype dtype;
 } ds_lin;
 
+enum { DS_LIN_BLOCK = 24 }; /* weight rows are best given in multiples: every tile height divides it */
+
 /* One tile of attention: rows of one sequence (consecutive positions), all query heads of one KV head. */
 typedef struct ds_attn_tile {
     const ds_attn_args *a;

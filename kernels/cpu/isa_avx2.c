@@ -9,7 +9,7 @@ enum {
     LIN_NR1 = 8,
     LIN_NR2 = 4,
     LIN_NR3 = 4,
-    LIN_NR4 = 3,
+    LIN_NR4 = 2,
     LIN_NR5 = 2,
     LIN_NR6 = 2
 }; /* weight rows of a tile */

@@ -8,7 +8,7 @@ enum {
     LIN_NR1 = 8,
     LIN_NR2 = 8,
     LIN_NR3 = 6,
-    LIN_NR4 = 5,
+    LIN_NR4 = 6,
     LIN_NR5 = 4,
     LIN_NR6 = 4
 }; /* weight rows of a tile */

@@ -15,7 +15,7 @@ enum {
     LIN_NR1 = 8,
     LIN_NR2 = 8,
     LIN_NR3 = 6,
-    LIN_NR4 = 5,
+    LIN_NR4 = 6,
     LIN_NR5 = 4,
     LIN_NR6 = 4
 }; /* weight rows of a tile */
@@ -83,33 +83,25 @@ static void bf_pack(ds_dtype w, const float *x, int k, void *ret)
         lin_pack(w, x, k, ret);
 }
 
-DS_INLINE void store_tile(const ds_lin *j, vf acc[TILE_N][TILE_T], const int NR, const int TR, int n0, int t0)
-{
-    DS_UNROLL
-    for (int r = 0; r < TR; r++) {
-        float *y = j->y + (size_t)(t0 + r) * j->y_stride + n0;
-        DS_UNROLL
-        for (int i = 0; i < NR; i++) {
-            float s = vf_hsum(acc[i][r]);
-            y[i] = j->accumulate ? y[i] + s : s;
-        }
-    }
-}
-
+/* One unit of 32 inputs; whole = 0: the mask says which exist. */
 DS_INLINE void bf16_unit(const char *const *w, const char *const *x, size_t at, __mmask32 m,
                          vf acc[TILE_N][TILE_T], const int NR, const int TR, const int whole)
 {
+    __m512i v[TILE_N];
     DS_UNROLL
-    for (int i = 0; i < NR; i++) {
-        __m512i v = whole ? _mm512_loadu_si512(w[i] + at) : _mm512_maskz_loadu_epi16(m, w[i] + at);
+    for (int i = 0; i < NR; i++)
+        v[i] = whole ? _mm512_loadu_si512(w[i] + at) : _mm512_maskz_loadu_epi16(m, w[i] + at);
+    DS_UNROLL
+    for (int r = 0; r < TR; r++) {
+        __m512i a = _mm512_loadu_si512(x[r] + at);
         DS_UNROLL
-        for (int r = 0; r < TR; r++)
-            acc[i][r] = _mm512_dpbf16_ps(acc[i][r], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x[r] + at));
+        for (int i = 0; i < NR; i++)
+            acc[i][r] = _mm512_dpbf16_ps(acc[i][r], (__m512bh)v[i], (__m512bh)a);
     }
 }
 
 /* As lin_tile; NR and TR are constants where this is inlined. */
-DS_INLINE void bf16_tile(const ds_lin *j, const int NR, const int TR, int n0, int t0)
+DS_INLINE void bf16_tile(const ds_lin *j, const int NR, const int TR, int n0, int t0, const lin_pass *pass)
 {
     vf acc[TILE_N][TILE_T];
     const char *w[TILE_N], *x[TILE_T];
@@ -124,11 +116,21 @@ DS_INLINE void bf16_tile(const ds_lin *j, const int NR, const int TR, int n0, in
         for (int r = 0; r < TR; r++)
             acc[i][r] = vf_set1(0);
     }
-    for (int u = 0; u < units; u++)
-        bf16_unit(w, x, (size_t)u * BF_UNIT * 2, 0, acc, NR, TR, 1);
+    const unsigned from = (unsigned)(units * pass->part / pass->parts);
+    const unsigned count =
+        n0 < pass->ahead_end ? (unsigned)(units * (pass->part + 1) / pass->parts) - from : 0;
+    for (int u = 0; u < units; u++) {
+        size_t at = (size_t)u * BF_UNIT * 2;
+        if ((unsigned)u - from < count) {
+            DS_UNROLL
+            for (int i = 0; i < NR; i++)
+                __builtin_prefetch(w[i] + at + pass->ahead, 0, 2);
+        }
+        bf16_unit(w, x, at, 0, acc, NR, TR, 1);
+    }
     if (rest)
         bf16_unit(w, x, (size_t)units * BF_UNIT * 2, (1u << rest) - 1, acc, NR, TR, 0);
-    store_tile(j, acc, NR, TR, n0, t0);
+    lin_store(j, acc, NR, TR, n0, t0);
 }
 
 /* One unit of 64 inputs; whole = 0: only its first block of 32 exists. */
@@ -155,7 +157,7 @@ DS_INLINE void i8_unit(const ds_lin *j, int n0, int t0, int u, vf acc[TILE_N][TI
     }
 }
 
-DS_INLINE void i8_tile(const ds_lin *j, const int NR, const int TR, int n0, int t0)
+DS_INLINE void i8_tile(const ds_lin *j, const int NR, const int TR, int n0, int t0, const lin_pass *pass)
 {
     vf acc[TILE_N][TILE_T];
     int units = j->k / I8_UNIT;
@@ -165,61 +167,72 @@ DS_INLINE void i8_tile(const ds_lin *j, const int NR, const int TR, int n0, int 
         for (int r = 0; r < TR; r++)
             acc[i][r] = vf_set1(0);
     }
-    for (int u = 0; u < units; u++)
+    const unsigned from = (unsigned)(units * pass->part / pass->parts);
+    const unsigned count =
+        n0 < pass->ahead_end ? (unsigned)(units * (pass->part + 1) / pass->parts) - from : 0;
+    for (int u = 0; u < units; u++) {
+        if ((unsigned)u - from < count) {
+            DS_UNROLL
+            for (int i = 0; i < NR; i++)
+                __builtin_prefetch(j->w + (size_t)(n0 + i) * j->w_row + (size_t)u * I8_UNIT + pass->ahead, 0,
+                                   2);
+        }
         i8_unit(j, n0, t0, u, acc, NR, TR, 1);
+    }
     if (j->k % I8_UNIT)
         i8_unit(j, n0, t0, units, acc, NR, TR, 0);
-    store_tile(j, acc, NR, TR, n0, t0);
+    lin_store(j, acc, NR, TR, n0, t0);
 }
 
-DS_INLINE void bf_strip(const ds_lin *j, const int i8, const int NR, const int TR, int n0, int n1, int t0)
+DS_INLINE void bf_strip(const ds_lin *j, const int i8, const int NR, const int TR, int n0, int n1, int t0,
+                        const lin_pass *pass)
 {
     for (; n0 + NR <= n1; n0 += NR) {
         if (i8)
-            i8_tile(j, NR, TR, n0, t0);
+            i8_tile(j, NR, TR, n0, t0, pass);
         else
-            bf16_tile(j, NR, TR, n0, t0);
+            bf16_tile(j, NR, TR, n0, t0, pass);
     }
     for (; n0 < n1; n0++) {
         if (i8)
-            i8_tile(j, 1, TR, n0, t0);
+            i8_tile(j, 1, TR, n0, t0, pass);
         else
-            bf16_tile(j, 1, TR, n0, t0);
+            bf16_tile(j, 1, TR, n0, t0, pass);
     }
 }
 
-DS_INLINE void bf_rows(const ds_lin *j, const int i8, int n0, int n1, int t0, int tr)
+DS_INLINE void bf_rows(const ds_lin *j, const int i8, int n0, int n1, int t0, int tr, const lin_pass *pass)
 {
     switch (tr) {
     case 1:
-        bf_strip(j, i8, LIN_NR1, 1, n0, n1, t0);
+        bf_strip(j, i8, LIN_NR1, 1, n0, n1, t0, pass);
         break;
     case 2:
-        bf_strip(j, i8, LIN_NR2, 2, n0, n1, t0);
+        bf_strip(j, i8, LIN_NR2, 2, n0, n1, t0, pass);
         break;
     case 3:
-        bf_strip(j, i8, LIN_NR3, 3, n0, n1, t0);
+        bf_strip(j, i8, LIN_NR3, 3, n0, n1, t0, pass);
         break;
     case 4:
-        bf_strip(j, i8, LIN_NR4, 4, n0, n1, t0);
+        bf_strip(j, i8, LIN_NR4, 4, n0, n1, t0, pass);
         break;
     case 5:
-        bf_strip(j, i8, LIN_NR5, 5, n0, n1, t0);
+        bf_strip(j, i8, LIN_NR5, 5, n0, n1, t0, pass);
         break;
     default:
-        bf_strip(j, i8, LIN_NR6, 6, n0, n1, t0);
+        bf_strip(j, i8, LIN_NR6, 6, n0, n1, t0, pass);
         break;
     }
 }
 
-static void bf_rows_bf16(const ds_lin *j, int n0, int n1, int t0, int tr)
+static void bf_rows_bf16(const ds_lin *j, int n0, int n1, int t0, int tr, const lin_pass *pass)
 {
-    bf_rows(j, 0, n0, n1, t0, tr);
+    bf_rows(j, 0, n0, n1, t0, tr, pass);
 }
 
-static void bf_rows_i8(const ds_lin *j, int n0, int n1, int t0, int tr)
+static void bf_rows_i8(const ds_lin *j, int n0, int n1, int t0, int tr, const lin_pass *pass)
 {
-    bf_rows(j, 1, n0, n1, t0, tr);
+    bf_rows(j, 1, n0, n1, t0, tr, pass);
 }
 
 static void bf_linear(const ds_lin *j, int n0, int n1)

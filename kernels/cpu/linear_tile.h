@@ -74,13 +74,71 @@ DS_INLINE vf lin_load(const char *p, ds_dtype t, int h, vf scale)
     }
 }
 
-/* Outputs [t0, t0 + TR) x [n0, n0 + NR); t, NR and TR are constants where this is inlined. */
-DS_INLINE void lin_tile(const ds_lin *j, const ds_dtype t, const int NR, const int TR, int n0, int t0)
+DS_INLINE void lin_store(const ds_lin *j, vf acc[TILE_N][TILE_T], const int NR, const int TR, int n0, int t0)
+{
+    DS_UNROLL
+    for (int r = 0; r < TR; r++) {
+        float *y = j->y + (size_t)(t0 + r) * j->y_stride + n0;
+        DS_UNROLL
+        for (int i = 0; i < NR; i++) {
+            float s = vf_hsum(acc[i][r]);
+            y[i] = j->accumulate ? y[i] + s : s;
+        }
+    }
+}
+
+typedef struct lin_pass { /* one pass of a tile of activation rows over a block of weight rows */
+    size_t ahead;         /* bytes from a weight row to the one to prefetch: the next block */
+    int ahead_end;        /* weight rows from here on have none */
+    int part, parts;      /* this pass fetches part of parts */
+} lin_pass;
+
+/* Half h of unit u. The side with fewer rows is held in registers, so that NR * TR sums and it fit 16 of
+ * them. */
+DS_INLINE void lin_half(const ds_dtype t, const char *const *w, const float *const *scale,
+                        const float *const *x, vf acc[TILE_N][TILE_T], int u, const int h, const int NR,
+                        const int TR)
+{
+    vf held[TILE_N], s = vf_set1(0);
+    const size_t at = (size_t)u * UNIT + h * VW;
+    if (TR < NR) {
+        DS_UNROLL
+        for (int r = 0; r < TR; r++)
+            held[r] = vf_load(x[r] + at);
+    }
+    DS_UNROLL
+    for (int i = 0; i < NR; i++) {
+        if (t == DS_I8)
+            s = vf_set1(scale[i][u * UNIT / DS_I8_BLOCK]);
+        vf v = lin_load(w[i], t, h, s);
+        if (TR >= NR) {
+            held[i] = v;
+            continue;
+        }
+        DS_UNROLL
+        for (int r = 0; r < TR; r++)
+            acc[i][r] = vf_fma(v, held[r], acc[i][r]);
+    }
+    if (TR < NR)
+        return;
+    DS_UNROLL
+    for (int r = 0; r < TR; r++) {
+        vf v = vf_load(x[r] + at);
+        DS_UNROLL
+        for (int i = 0; i < NR; i++)
+            acc[i][r] = vf_fma(held[i], v, acc[i][r]);
+    }
+}
+
+/* Outputs [t0, t0 + TR) x [n0, n0 + NR); t, NR and TR are constants where this is inlined. Rows `ahead` bytes
+ * further are prefetched, of each the units that this pass over the block is to fetch. */
+DS_INLINE void lin_tile(const ds_lin *j, const ds_dtype t, const int NR, const int TR, int n0, int t0,
+                        const lin_pass *pass)
 {
     vf acc[TILE_N][TILE_T];
     const char *w[TILE_N];
     const float *x[TILE_T], *scale[TILE_N] = {0};
-    const int elem = t == DS_I8 ? 1 : t == DS_F32 ? 4 : 2, units = j->k / UNIT, rest = j->k % UNIT;
+    const int step = UNIT * (t == DS_I8 ? 1 : t == DS_F32 ? 4 : 2), units = j->k / UNIT, rest = j->k % UNIT;
     DS_UNROLL
     for (int r = 0; r < TR; r++)
         x[r] = (const float *)(const void *)(j->x + (size_t)(t0 + r) * j->x_row);
@@ -93,110 +151,100 @@ DS_INLINE void lin_tile(const ds_lin *j, const ds_dtype t, const int NR, const i
         for (int r = 0; r < TR; r++)
             acc[i][r] = vf_set1(0);
     }
+    const unsigned from = (unsigned)(units * pass->part / pass->parts);
+    const unsigned count =
+        n0 < pass->ahead_end ? (unsigned)(units * (pass->part + 1) / pass->parts) - from : 0;
     for (int u = 0; u < units; u++) {
-        DS_UNROLL
-        for (int h = 0; h < 2; h++) {
+        if ((unsigned)u - from < count) {
             DS_UNROLL
-            for (int i = 0; i < NR; i++) {
-                vf s = t == DS_I8 ? vf_set1(scale[i][u * UNIT / DS_I8_BLOCK]) : vf_set1(0);
-                vf v = lin_load(w[i] + (size_t)u * UNIT * elem, t, h, s);
-                DS_UNROLL
-                for (int r = 0; r < TR; r++)
-                    acc[i][r] = vf_fma(v, vf_load(x[r] + (size_t)u * UNIT + h * VW), acc[i][r]);
-            }
+            for (int i = 0; i < NR; i++)
+                __builtin_prefetch(w[i] + pass->ahead, 0, 2);
         }
+        lin_half(t, w, scale, x, acc, u, 0, NR, TR);
+        lin_half(t, w, scale, x, acc, u, 1, NR, TR);
+        DS_UNROLL
+        for (int i = 0; i < NR; i++)
+            w[i] += step;
     }
     if (t != DS_I8 && rest) {
+        _Alignas(64) char tail[TILE_N][UNIT * 4]; /* a mapped file may end here: no read beyond the row */
+        memset(tail, 0, sizeof tail);
         DS_UNROLL
         for (int i = 0; i < NR; i++) {
-            _Alignas(64) char tail[UNIT * 4] = {0}; /* a mapped file may end here: no read beyond the row */
-            memcpy(tail, w[i] + (size_t)units * UNIT * elem, (size_t)rest * elem);
-            DS_UNROLL
-            for (int h = 0; h < 2; h++) {
-                vf v = lin_load(tail, t, h, vf_set1(0));
-                DS_UNROLL
-                for (int r = 0; r < TR; r++)
-                    acc[i][r] = vf_fma(v, vf_load(x[r] + (size_t)units * UNIT + h * VW), acc[i][r]);
-            }
+            memcpy(tail[i], w[i], (size_t)rest * lin_elem(t));
+            w[i] = tail[i];
         }
+        lin_half(t, w, scale, x, acc, units, 0, NR, TR);
+        lin_half(t, w, scale, x, acc, units, 1, NR, TR);
     }
-    DS_UNROLL
-    for (int r = 0; r < TR; r++) {
-        float *y = j->y + (size_t)(t0 + r) * j->y_stride + n0;
-        DS_UNROLL
-        for (int i = 0; i < NR; i++) {
-            float s = vf_hsum(acc[i][r]);
-            y[i] = j->accumulate ? y[i] + s : s;
-        }
-    }
+    lin_store(j, acc, NR, TR, n0, t0);
 }
 
 /* Weight rows [n0, n1) against activation rows [t0, t0 + TR), NR rows at a time. */
 DS_INLINE void lin_strip(const ds_lin *j, const ds_dtype t, const int NR, const int TR, int n0, int n1,
-                         int t0)
+                         int t0, const lin_pass *pass)
 {
     for (; n0 + NR <= n1; n0 += NR)
-        lin_tile(j, t, NR, TR, n0, t0);
+        lin_tile(j, t, NR, TR, n0, t0, pass);
     for (; n0 < n1; n0++)
-        lin_tile(j, t, 1, TR, n0, t0);
+        lin_tile(j, t, 1, TR, n0, t0, pass);
 }
 
-DS_INLINE void lin_rows(const ds_lin *j, const ds_dtype t, int n0, int n1, int t0, int tr)
+DS_INLINE void lin_rows(const ds_lin *j, const ds_dtype t, int n0, int n1, int t0, int tr,
+                        const lin_pass *pass)
 {
     switch (tr) {
     case 1:
-        lin_strip(j, t, LIN_NR1, 1, n0, n1, t0);
+        lin_strip(j, t, LIN_NR1, 1, n0, n1, t0, pass);
         break;
     case 2:
-        lin_strip(j, t, LIN_NR2, 2, n0, n1, t0);
+        lin_strip(j, t, LIN_NR2, 2, n0, n1, t0, pass);
         break;
     case 3:
-        lin_strip(j, t, LIN_NR3, 3, n0, n1, t0);
+        lin_strip(j, t, LIN_NR3, 3, n0, n1, t0, pass);
         break;
     case 4:
-        lin_strip(j, t, LIN_NR4, 4, n0, n1, t0);
+        lin_strip(j, t, LIN_NR4, 4, n0, n1, t0, pass);
         break;
     case 5:
-        lin_strip(j, t, LIN_NR5, 5, n0, n1, t0);
+        lin_strip(j, t, LIN_NR5, 5, n0, n1, t0, pass);
         break;
     default:
-        lin_strip(j, t, LIN_NR6, 6, n0, n1, t0);
+        lin_strip(j, t, LIN_NR6, 6, n0, n1, t0, pass);
         break;
     }
 }
 
-static void lin_rows_f32(const ds_lin *j, int n0, int n1, int t0, int tr)
+static void lin_rows_f32(const ds_lin *j, int n0, int n1, int t0, int tr, const lin_pass *pass)
 {
-    lin_rows(j, DS_F32, n0, n1, t0, tr);
+    lin_rows(j, DS_F32, n0, n1, t0, tr, pass);
 }
-static void lin_rows_bf16(const ds_lin *j, int n0, int n1, int t0, int tr)
+static void lin_rows_bf16(const ds_lin *j, int n0, int n1, int t0, int tr, const lin_pass *pass)
 {
-    lin_rows(j, DS_BF16, n0, n1, t0, tr);
+    lin_rows(j, DS_BF16, n0, n1, t0, tr, pass);
 }
-static void lin_rows_f16(const ds_lin *j, int n0, int n1, int t0, int tr)
+static void lin_rows_f16(const ds_lin *j, int n0, int n1, int t0, int tr, const lin_pass *pass)
 {
-    lin_rows(j, DS_F16, n0, n1, t0, tr);
+    lin_rows(j, DS_F16, n0, n1, t0, tr, pass);
 }
-static void lin_rows_i8(const ds_lin *j, int n0, int n1, int t0, int tr)
+static void lin_rows_i8(const ds_lin *j, int n0, int n1, int t0, int tr, const lin_pass *pass)
 {
-    lin_rows(j, DS_I8, n0, n1, t0, tr);
+    lin_rows(j, DS_I8, n0, n1, t0, tr, pass);
 }
 
-/* Weight rows stay in the second-level cache while all activation rows pass: memory gives them once. */
-enum { LIN_BLOCK_BYTES = 96 << 10 };
+typedef void (*lin_rows_fn)(const ds_lin *j, int n0, int n1, int t0, int tr, const lin_pass *pass);
 
-typedef void (*lin_rows_fn)(const ds_lin *j, int n0, int n1, int t0, int tr);
-
+/* A block of weight rows stays in the first caches while all activation rows pass, and the next block is
+ * fetched meanwhile: memory gives each weight once, and works while the products do. */
 static void lin_blocks(const ds_lin *j, int n0, int n1, lin_rows_fn rows)
 {
-    int block = (int)(LIN_BLOCK_BYTES / ((size_t)j->k * lin_elem(j->dtype)) + 1);
-    block = (block + TILE_N - 1) / TILE_N * TILE_N;
-    int tiles = (j->T + TILE_T - 1) / TILE_T;
+    const int block = j->T <= 32 ? DS_LIN_BLOCK : 2 * DS_LIN_BLOCK;
+    lin_pass pass = {(size_t)block * j->w_row, n1 - block, 0, (j->T + TILE_T - 1) / TILE_T};
     for (int n = n0; n < n1; n += block) {
-        int end = n + block < n1 ? n + block : n1;
-        for (int i = 0, t = 0; i < tiles; i++) { /* tiles of nearly equal size */
-            int tr = (j->T - t + tiles - i - 1) / (tiles - i);
-            rows(j, n, end, t, tr);
+        int end = n + block < n1 ? n + block : n1, t = 0;
+        for (pass.part = 0; pass.part < pass.parts; pass.part++) { /* tiles of nearly equal size */
+            int left = pass.parts - pass.part, tr = (j->T - t + left - 1) / left;
+            rows(j, n, end, t, tr, &pass);
             t += tr;
         }
     }

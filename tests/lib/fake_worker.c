@@ -146,7 +146,7 @@ static ds_code serve(const options *o, int signal_fd, ds_err *err)
                          .clock = ds_clock_system()};
     ds_engine *engine;
     DS_TRY(ds_serve_create(&g.serve, err));
-    DS_TRY(ds_engine_create_on(&ec, &target, on_event, NULL, &engine, err));
+    DS_TRY(ds_engine_create_on(&ec, &target, NULL, on_event, NULL, &engine, err));
     char name[64];
     snprintf(name, sizeof name, "fake-%d", (int)getpid());
     ds_pb_caps caps = DSPARK__V1__CAPABILITIES__INIT;
