@@ -1,4 +1,4 @@
-"""Builds and runs bench_http_*.c in turn against the same 256 readers; each prints its CPU time per event.
+"""Builds and runs http/*.c in turn against the same 256 readers; each prints its CPU time per event.
 
 Usage: python tests/bench/bench_http.py [BUILD_FOLDER] [TIMES]   (needs libmicrohttpd-dev and libevent-dev)
 """
@@ -37,7 +37,7 @@ def read_streams(port, n=256):
 def main(build, times):
     with tempfile.TemporaryDirectory() as folder:
         for name, libs in LIBS.items():
-            subprocess.run(["cc", "-O2", "-D_GNU_SOURCE", f"-I{ROOT}", ROOT / f"tests/bench/bench_http_{name}.c", "-o",
+            subprocess.run(["cc", "-O2", "-D_GNU_SOURCE", f"-I{ROOT}", ROOT / f"tests/bench/http/{name}.c", "-o",
                             f"{folder}/{name}", *[x.format(build=build) for x in libs], "-lpthread"], check=True)
         for turn in range(times):
             for i, name in enumerate(LIBS):

@@ -1,6 +1,6 @@
-/* bench_http_mhd.c - libmicrohttpd driven by its epoll descriptor, answers suspended while they have nothing
+/* mhd.c - libmicrohttpd driven by its epoll descriptor, answers suspended while they have nothing
  * to say. */
-#include "tests/bench/bench_http.h"
+#include "tests/bench/http/bench_http.h"
 
 #include <microhttpd.h>
 #include <poll.h>

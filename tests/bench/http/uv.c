@@ -1,6 +1,6 @@
-/* bench_http_uv.c - the daemon's own http_conn: http-parser on libuv streams. */
+/* uv.c - the daemon's own http_conn: http-parser on libuv streams. */
 #include "daemon/http_conn.h"
-#include "tests/bench/bench_http.h"
+#include "tests/bench/http/bench_http.h"
 
 #include <stdlib.h>
 

@@ -1,5 +1,5 @@
-/* bench_http_evhttp.c - libevent's evhttp with chunked replies. */
-#include "tests/bench/bench_http.h"
+/* evhttp.c - libevent's evhttp with chunked replies. */
+#include "tests/bench/http/bench_http.h"
 
 #include <event2/buffer.h>
 #include <event2/event.h>
