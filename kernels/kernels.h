@@ -147,8 +147,10 @@ typedef struct ds_sample_row {
     int32_t n_bias;
     const int32_t *banned; /* [n_banned] ids forbidden here (stop ids below min_tokens) */
     int32_t n_banned;
-    int32_t n_logprobs; /* -1: none; 0: of the chosen token; k <= DS_MAX_TOP_LOGPROBS: and of the k best */
-    int32_t given;      /* >= 0: do not sample; report log-probabilities of this id (prompt log-probs) */
+    int32_t n_logprobs;   /* -1: none; 0: of the chosen token; k <= DS_MAX_TOP_LOGPROBS: and of the k best */
+    int32_t given;        /* >= 0: do not sample; report log-probabilities of this id (prompt log-probs) */
+    const int32_t *extra; /* [n_extra] drafted tokens before this row: output on top of seen, for penalties */
+    int32_t n_extra;
 } ds_sample_row;
 
 typedef struct ds_sample_out { /* host memory */

@@ -260,7 +260,9 @@ static ds_sample_row sample_row(const ds_seq *q, int pos, int32_t given)
                            .banned = q->stop,
                            .n_banned = pos - r->n_prompt < r->min_tokens ? q->n_stop : 0,
                            .n_logprobs = r->n_logprobs,
-                           .given = -1};
+                           .given = -1,
+                           .extra = q->draft,
+                           .n_extra = q->penalized ? pos - q->n : 0};
 }
 
 static ds_sample_row draft_row(const ds_seq *q)
@@ -316,18 +318,29 @@ static ds_code accept(ds_engine *e, const ds_plan *p, const ds_step_args *a, ds_
     return e->spec ? ds_speculate_context(e->spec, p, e->accepted, a, err) : DS_OK;
 }
 
+static int usable(const ds_engine *e, const ds_sample_out *o)
+{
+    return !o->bad && o->token >= 0 && o->token < e->target.info->vocab;
+}
+
+static void fail_bad(ds_engine *e, ds_seq *q, int pos)
+{
+    char msg[96];
+    snprintf(msg, sizeof msg, "the model gave no usable numbers after position %d", pos);
+    fail(e, q, DS_ENUMERIC, msg);
+}
+
 /* One sequence takes the results of its rows; out: its logit rows; accepted: drafts that stand. */
 static void commit(ds_engine *e, const ds_plan_item *it, const ds_sample_out *out, int accepted)
 {
     ds_seq *q = it->seq;
-    for (int k = 0; k < it->n_score + it->n_sample; k++) {
-        if (out[k].bad || out[k].token < 0 || out[k].token >= e->target.info->vocab) {
-            char msg[96];
-            snprintf(msg, sizeof msg, "the model gave no usable numbers after position %d",
-                     q->n_computed + it->rows - 1);
-            fail(e, q, DS_ENUMERIC, msg);
-            return;
-        }
+    int stand = it->n_sample - it->n_verify + accepted,
+        good = 0; /* sampled rows; refused drafts' may be bad */
+    while (good < it->n_score + stand && usable(e, &out[good]))
+        good++;
+    if (good < it->n_score + (stand > 0)) {
+        fail_bad(e, q, good < it->n_score ? q->n_computed + it->score_at + good : q->n - 1);
+        return;
     }
     q->n_computed += it->rows - it->n_verify;
     if (it->n_sample || it->score_at + it->n_score == it->rows) /* the last row proved all before it good */
@@ -345,7 +358,7 @@ static void commit(ds_engine *e, const ds_plan_item *it, const ds_sample_out *ou
     }
     int n = 0, first = ds_seq_n_output(q);
     ds_finish how = DS_FINISH_NONE;
-    while (n < it->n_sample - it->n_verify + accepted && how == DS_FINISH_NONE)
+    while (n < good - it->n_score && how == DS_FINISH_NONE)
         how = ds_seq_append(q, out[n++].token);
     if (n > 1) { /* the rows of accepted drafts are computed, the newest token's is not */
         q->n_computed = q->n - 1;
@@ -367,6 +380,8 @@ static void commit(ds_engine *e, const ds_plan_item *it, const ds_sample_out *ou
     }
     if (how != DS_FINISH_NONE)
         finish(e, q, how);
+    else if (good < it->n_score + stand) /* plain decoding would have come as far */
+        fail_bad(e, q, q->n - 1);
 }
 
 static void account(ds_engine *e, const ds_plan *p, uint64_t start)

@@ -275,7 +275,7 @@ int ds_speculate_accept(ds_speculate *s, const ds_plan_item *it, const ds_sample
 {
     ds_seq *q = it->seq;
     int n = 0, l = it->n_verify;
-    while (n < l && out[n].token == q->draft[n])
+    while (n < l && !out[n].bad && out[n].token == q->draft[n])
         n++;
     if (l > 0) {
         s->stats.rounds++;
@@ -337,8 +337,8 @@ static int worth_it(ds_speculate *s, int R, int others)
 static int wants_drafts(const ds_speculate *s, const ds_sched *sched, const ds_seq *q)
 {
     int mode = q->req.spec == DS_SPEC_AUTO ? (int)s->conf.mode : (int)q->req.spec;
-    return mode != DS_SPEC_OFF && !q->penalized && q->ending == DS_FINISH_NONE && q->n_draft == 0 &&
-           ds_seq_pending(q) == 1 && q->n_computed > 0 && q->n - 1 + s->d.block <= ds_sched_room(sched, q) &&
+    return mode != DS_SPEC_OFF && q->ending == DS_FINISH_NONE && q->n_draft == 0 && ds_seq_pending(q) == 1 &&
+           q->n_computed > 0 && q->n - 1 + s->d.block <= ds_sched_room(sched, q) &&
            q->req.max_tokens - ds_seq_n_output(q) > 1;
 }
 

@@ -123,16 +123,30 @@ static void change(sampler *s, int32_t id, float to)
     s->x[id] = to;
 }
 
+static void penalize(sampler *s, const ds_sample_row *r, int32_t id, int count)
+{
+    float z = s->x[id];
+    z = z > 0 ? z / r->repetition : z * r->repetition;
+    if (count > 0)
+        z = z - r->presence - r->frequency * (float)count;
+    change(s, id, z);
+}
+
+static int times(const int32_t *ids, int n, int32_t id)
+{
+    int count = 0;
+    for (int i = 0; i < n; i++)
+        count += ids[i] == id;
+    return count;
+}
+
 static void apply_changes(sampler *s, const ds_sample_row *r)
 {
-    for (int i = 0; i < r->n_seen; i++) {
-        float z = s->x[r->seen[i]];
-        int count = r->seen_count[i];
-        z = z > 0 ? z / r->repetition : z * r->repetition;
-        if (count > 0)
-            z = z - r->presence - r->frequency * (float)count;
-        change(s, r->seen[i], z);
-    }
+    for (int i = 0; i < r->n_seen; i++)
+        penalize(s, r, r->seen[i], r->seen_count[i] + times(r->extra, r->n_extra, r->seen[i]));
+    for (int i = 0; i < r->n_extra; i++) /* those not seen before, each once */
+        if (!times(r->seen, r->n_seen, r->extra[i]) && !times(r->extra, i, r->extra[i]))
+            penalize(s, r, r->extra[i], times(r->extra, r->n_extra, r->extra[i]));
     for (int i = 0; i < r->n_bias; i++)
         change(s, r->bias_id[i], s->x[r->bias_id[i]] + r->bias[i]);
     for (int i = 0; i < r->n_banned; i++)
@@ -399,9 +413,10 @@ ds_code ds_cpu_sample(ds_backend *b, const ds_sample_args *a)
     for (int i = 0; i < a->R; i++) {
         const ds_sample_row *r = &a->row[i];
         if (!ids_ok(r->seen, r->n_seen, a->V) || !ids_ok(r->bias_id, r->n_bias, a->V) ||
-            !ids_ok(r->banned, r->n_banned, a->V) || r->given >= a->V || r->n_logprobs > DS_MAX_TOP_LOGPROBS)
+            !ids_ok(r->banned, r->n_banned, a->V) || !ids_ok(r->extra, r->n_extra, a->V) ||
+            r->given >= a->V || r->n_logprobs > DS_MAX_TOP_LOGPROBS)
             return DS_EINVAL;
-        size_t n = (size_t)r->n_seen + (size_t)r->n_bias + (size_t)r->n_banned;
+        size_t n = (size_t)r->n_seen + (size_t)r->n_extra + (size_t)r->n_bias + (size_t)r->n_banned;
         changes = n > changes ? n : changes;
     }
     sample_job j = {.c = c, .a = a};

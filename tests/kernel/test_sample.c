@@ -236,6 +236,16 @@ static void check_greedy(const char *isa)
     r.banned = banned;
     r.n_banned = 1;
     CHECK_EQ(sample_one(b, x, V, &r).token, 300);
+    int32_t extra[] = {300, 9, 300};
+    r.extra = extra; /* 300: 5 - .5 - 3 * .25; 77 as before: lowest id wins the tie at 3.75 */
+    r.n_extra = 3;
+    CHECK_EQ(sample_one(b, x, V, &r).token, 77);
+    x[9] = 4.6f; /* not in seen: 4.6 - .5 - .25 */
+    CHECK_EQ(sample_one(b, x, V, &r).token, 9);
+    extra[0] = 9; /* 4.6 - .5 - 2 * .25 = 3.6 */
+    CHECK_EQ(sample_one(b, x, V, &r).token, 300);
+    x[9] = 0;
+    r.n_extra = 0;
     counts[1] = 0; /* prompt only: no presence, no frequency */
     CHECK_EQ(sample_one(b, x, V, &r).token, 300);
     r.repetition = 10;

@@ -112,11 +112,18 @@ static inline void fake_sample_one(const float *raw, const ds_sample_row *w, ds_
     *out = (ds_sample_out){.bad = isnan(raw[0])};
     for (int v = 0; v < FAKE_V; v++)
         sum += exp((double)raw[v]);
+    int in[FAKE_V] = {0}, times[FAKE_V] = {0};
     for (int i = 0; i < w->n_seen; i++) {
-        float *l = &y[w->seen[i]];
-        *l = *l > 0 ? *l / w->repetition : *l * w->repetition;
-        *l -= w->seen_count[i] ? w->presence + w->frequency * (float)w->seen_count[i] : 0.0f;
+        in[w->seen[i]] = 1;
+        times[w->seen[i]] = w->seen_count[i];
     }
+    for (int i = 0; i < w->n_extra; i++)
+        in[w->extra[i]] = ++times[w->extra[i]];
+    for (int v = 0; v < FAKE_V; v++)
+        if (in[v]) {
+            y[v] = y[v] > 0 ? y[v] / w->repetition : y[v] * w->repetition;
+            y[v] -= times[v] ? w->presence + w->frequency * (float)times[v] : 0.0f;
+        }
     for (int i = 0; i < w->n_bias; i++)
         y[w->bias_id[i]] += w->bias[i];
     for (int i = 0; i < w->n_banned; i++)

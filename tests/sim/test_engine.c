@@ -1,8 +1,9 @@
-/* Whole engines under random schedules, a seed each: random sizes, submits, cancels, faults. After every step
+/* Whole engines under random schedules, a seed each: random sizes, submits, cancels, faults, half of them
+ * with a drafter that is often right. After every step
  * the page accounting is audited; every request must give exactly the tokens that follow from its own
  * definition (fake_expect), and exactly one outcome. A failure prints the seed that repeats it. */
 #include "tests/lib/test.h"
-#include "tests/sim/fake_target.h"
+#include "tests/sim/fake_draft.h"
 
 #include <malloc.h>
 #include <stdio.h>
@@ -14,7 +15,7 @@ typedef struct client { /* one request as its sender sees it */
     int32_t prompt[MAX_LEN], stop[4], bias_id[4];
     float bias[4];
     fake_result want;
-    int submitted, cancelled, cancelled_at, outcome, n, scored;
+    int submitted, cancelled, cancelled_at, outcome, n, scored, accepted, rejected;
 } client;
 
 typedef struct world {
@@ -22,9 +23,12 @@ typedef struct world {
     uint32_t draws;
     ds_engine_conf conf;
     fake_target fake;
+    fake_draft draft; /* block 0: none */
+    int failed;
     ds_engine *e;
     client *c; /* [n] */
     int n, steps;
+    uint64_t now;
     char wrong[256]; /* first broken promise seen by the callback */
 } world;
 
@@ -37,6 +41,13 @@ static uint64_t no_time(void *ctx)
 {
     (void)ctx;
     return 0;
+}
+
+static uint64_t wild_time(void *ctx) /* passes cost anything: the scheduler's choices are random */
+{
+    world *w = ctx;
+    w->now += (uint64_t)(1 + rnd(w, 1000));
+    return w->now;
 }
 
 #define PROMISE(cond)                                                                  \
@@ -65,8 +76,17 @@ static void on_event(void *ctx, const ds_event *ev)
         for (int i = 0; i < ev->n && c->n < c->want.n; i++, c->n++)
             PROMISE(ev->token[i].token == c->want.token[c->n] &&
                     ev->token[i].logprob == c->want.logprob[c->n]);
+        int cap = w->draft.block;
+        cap = w->conf.max_draft && w->conf.max_draft < cap ? w->conf.max_draft : cap;
+        cap = c->q.max_draft && c->q.max_draft < cap ? c->q.max_draft : cap;
+        cap = c->q.spec == DS_SPEC_OFF ? 0 : cap;
+        PROMISE(ev->n_accepted <= ev->n && ev->n <= ev->n_accepted + 1);
+        PROMISE(ev->n_rejected >= 0 && ev->n_accepted + ev->n_rejected <= cap);
+        c->accepted += ev->n_accepted;
+        c->rejected += ev->n_rejected;
     } else if (ev->kind == DS_EV_DONE) {
         c->outcome = 1;
+        PROMISE(ev->accepted == c->accepted && ev->rejected == c->rejected);
         PROMISE(ev->n_prompt == c->q.n_prompt && ev->n_output == c->n && ev->n_cached < ev->n_prompt + 1);
         if (ev->finish == DS_FINISH_CANCELLED) {
             PROMISE(c->cancelled && w->steps <= c->cancelled_at + 1);
@@ -76,6 +96,7 @@ static void on_event(void *ctx, const ds_event *ev)
         }
     } else {
         c->outcome = 1;
+        w->failed++;
         PROMISE(ev->code == DS_EDEVICE || (ev->code == DS_ENUMERIC && c->want.bad && c->n == c->want.n));
         PROMISE(ev->msg && ev->msg[0]);
     }
@@ -115,6 +136,10 @@ static void make_request(world *w, client *c, int id)
     q->n_logprobs = -1;
     q->prompt_logprobs = rnd(w, 5) ? -1 : 0;
     q->priority = rnd(w, 4) ? 0 : rnd(w, 3) - 1;
+    if (w->draft.block) {
+        q->spec = (ds_spec_mode)rnd(w, 3);
+        q->max_draft = rnd(w, 2) ? 0 : rnd(w, w->draft.block + 3);
+    }
     c->want = fake_expect(&w->fake, q, max_len);
     if (rnd(w, 5) == 0 && c->want.n > 0) { /* an earlier attempt delivered a part, or all of it */
         q->n_output = 1 + rnd(w, c->want.n);
@@ -156,7 +181,7 @@ static int step(world *w)
     return work;
 }
 
-static void start_world(world *w, uint64_t seed)
+static void start_world(world *w, uint64_t seed, int drafted)
 {
     static const int page_tokens[] = {1, 2, 4, 16};
     *w = (world){.seed = seed};
@@ -169,11 +194,25 @@ static void start_world(world *w, uint64_t seed)
     c->kv_pages = 2 + (rnd(w, 2) ? rnd(w, 400) : rnd(w, 120)) / c->page_tokens;
     c->prefix_cache = rnd(w, 4) != 0;
     c->clock = (ds_clock){no_time, 0};
+    int block = drafted ? 1 + rnd(w, 8) : 0;
+    if (block) {
+        c->max_step_rows += c->max_seqs * rnd(w, block + 1);
+        c->max_logit_rows += c->max_seqs * rnd(w, block + 1);
+        c->max_draft = rnd(w, block + 2);
+        c->spec = rnd(w, 2) ? DS_SPEC_AUTO : DS_SPEC_MAX;
+        c->clock = (ds_clock){rnd(w, 4) ? wild_time : no_time, w};
+    }
     ds_target target = fake_init(&w->fake, c, MAX_LEN - 60);
     w->fake.poison_mod = rnd(w, 3) ? 0 : 301;
     w->c = calloc(MAX_REQS, sizeof *w->c);
     ds_err err = {0};
-    CHECK_OK(ds_engine_create_on(c, &target, NULL, on_event, w, &w->e, &err), err);
+    ds_drafter drafter = fake_draft_init(&w->draft, &w->fake, block);
+    w->draft.salt = seed;
+    w->draft.wrong_odds = rnd(w, 8);
+    CHECK_OK(ds_engine_create_on(c, &target, block ? &drafter : NULL, on_event, w, &w->e, &err), err);
+    w->fake.corrupt = 0; /* step costs are measured over pages without content */
+    w->draft.lost = 0;
+    w->draft.fail_odds = rnd(w, 4) ? 0 : 20;
 }
 
 static void end_world(world *w)
@@ -185,10 +224,10 @@ static void end_world(world *w)
     free(w->c);
 }
 
-static void run_world(uint64_t seed, uint64_t *preemptions, uint64_t *hits)
+static void run_world(uint64_t seed, int drafted, ds_engine_stats *sum)
 {
     world world_, *w = &world_;
-    start_world(w, seed);
+    start_world(w, seed, drafted);
     int total = 1 + rnd(w, MAX_REQS), pace = 1 + rnd(w, 8), faults = rnd(w, 4) == 0, tokens = 0;
     while (w->n < total) {
         int what = rnd(w, 10);
@@ -222,19 +261,43 @@ static void run_world(uint64_t seed, uint64_t *preemptions, uint64_t *hits)
     CHECK_EQ(s.running + s.waiting, 0);
     CHECK_EQ(s.free_pages, s.total_pages);
     CHECK_EQ(s.rows, s.decode_rows + s.prefill_rows);
-    *preemptions += s.preemptions;
-    *hits += s.prefix_hit_tokens;
+    CHECK_EQ(w->draft.lost, 0);
+    if (!w->failed) { /* those of failed requests are in no event */
+        uint64_t accepted = 0, rejected = 0;
+        for (int i = 0; i < w->n; i++) {
+            accepted += (uint64_t)w->c[i].accepted;
+            rejected += (uint64_t)w->c[i].rejected;
+        }
+        CHECK_EQ(accepted + rejected, s.spec.verified);
+        CHECK(accepted <= s.spec.accepted); /* less what stood behind a stop */
+    }
+    sum->preemptions += s.preemptions;
+    sum->prefix_hit_tokens += s.prefix_hit_tokens;
+    sum->spec.verified += s.spec.verified;
+    sum->spec.accepted += s.spec.accepted;
     end_world(w);
 }
 
 DS_TEST(random_schedules_keep_every_promise)
 {
-    uint64_t preemptions = 0, hits = 0;
+    ds_engine_stats sum = {0};
     for (uint64_t seed = 1; seed <= 3000; seed++)
-        run_world(seed, &preemptions, &hits);
-    printf("  %llu preemptions, %llu prefix tokens hit\n", (unsigned long long)preemptions,
-           (unsigned long long)hits);
-    CHECK(preemptions > 1000 && hits > 10000); /* the worlds are small enough to hurt */
+        run_world(seed, 0, &sum);
+    printf("  %llu preemptions, %llu prefix tokens hit\n", (unsigned long long)sum.preemptions,
+           (unsigned long long)sum.prefix_hit_tokens);
+    CHECK(sum.preemptions > 1000 && sum.prefix_hit_tokens > 10000); /* the worlds are small enough to hurt */
+}
+
+DS_TEST(speculation_changes_no_token_under_random_schedules)
+{
+    ds_engine_stats sum = {0};
+    for (uint64_t seed = 10001; seed <= 13000; seed++)
+        run_world(seed, 1, &sum);
+    printf("  %llu preemptions, %llu prefix tokens hit, %llu drafts verified, %llu accepted\n",
+           (unsigned long long)sum.preemptions, (unsigned long long)sum.prefix_hit_tokens,
+           (unsigned long long)sum.spec.verified, (unsigned long long)sum.spec.accepted);
+    CHECK(sum.preemptions > 1000 && sum.spec.accepted > 100000);
+    CHECK(sum.spec.verified - sum.spec.accepted > 100000);
 }
 
 static void count_done(void *ctx, const ds_event *ev)

@@ -430,6 +430,8 @@ static ds_code slot(ds_draft *d, const ds_draft_batch *bt, int k)
         d->row[i].pos = (int64_t)bt->start[i] + k + 1;
         d->row[i].n_logprobs = -1;
         d->row[i].given = -1;
+        d->row[i].extra = bt->token + (size_t)i * (size_t)g;
+        d->row[i].n_extra = bt->row[i].n_seen ? k : 0; /* with penalties: those of the block count too */
     }
     ds_sample_args s = {logits, R, V, d->row, d->out};
     DS_TRY(b->sample(b, &s));
