@@ -18,7 +18,7 @@ enum {
     DS_MAX_NAME_BYTES = 128,               /* a process name in Hello */
     DS_MAX_MODEL_BYTES = 256,              /* a served model's name */
     DS_MAX_USER_BYTES = 256,               /* user field of a request */
-    DS_MAX_DRAFT_TOKENS = 64,              /* draft block size a request may ask for */
+    DS_MAX_DRAFT_TOKENS = 32,              /* draft block size a request may ask for */
     DS_MAX_BIAS_ABS = 100,                 /* absolute value of one logit_bias entry */
     DS_MAX_HTTP_HEADER_BYTES = 32 << 10,
     DS_MAX_HTTP_BODY_BYTES = 8 << 20,

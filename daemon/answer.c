@@ -184,6 +184,13 @@ void ds_sse_end(ds_request *r, const char *object, const char *path)
 ds_code ds_answer_ids(ds_choice *c, ds_buf *out, int from, int with_prompt)
 {
     const ds_prompt *p = &c->req->prompt[c->prompt];
+    int n = c->req->params.score_only ? 0 : c->n_out - from;
+    if (c->req->params.return_speculation) {
+        DS_TRY(ds_buf_puts(out, ",\"accepted_draft\":["));
+        for (int i = 0; i < n; i++)
+            DS_TRY(ds_buf_puts(out, &(c->drafted[from + i] ? ",1" : ",0")[i == 0]));
+        DS_TRY(ds_buf_append(out, "]", 1));
+    }
     if (!c->req->params.return_token_ids)
         return DS_OK;
     if (with_prompt) {
@@ -191,5 +198,5 @@ ds_code ds_answer_ids(ds_choice *c, ds_buf *out, int from, int with_prompt)
         DS_TRY(ds_json_ids(out, p->ids, p->n));
     }
     DS_TRY(ds_buf_puts(out, ",\"token_ids\":"));
-    return ds_json_ids(out, c->out + from, c->req->params.score_only ? 0 : c->n_out - from);
+    return ds_json_ids(out, c->out + from, n);
 }

@@ -28,7 +28,8 @@ void ds_sse_send(ds_request *r, ds_buf *out,
 void ds_sse_end(ds_request *r, const char *object,
                 const char *path); /* usage when asked for, [DONE], end of stream */
 
-/* ds_answer_ids: ,"token_ids":[..] of tokens from..n_out, and the prompt's on the choice's first event. */
+/* ds_answer_ids: ,"accepted_draft":[..],"token_ids":[..] of tokens from..n_out, each when asked for, and the
+ * prompt's ids on the choice's first event. */
 ds_code ds_answer_ids(ds_choice *c, ds_buf *out, int from, int with_prompt);
 
 #endif

@@ -89,7 +89,8 @@ static void send_event(ds_choice *c, int ended)
 
 static void stream_piece(ds_choice *c)
 {
-    int tokens = c->req->params.logprobs >= 0 || c->req->params.return_token_ids;
+    int tokens =
+        c->req->params.logprobs >= 0 || c->req->params.return_token_ids || c->req->params.return_speculation;
     if (c->text.len || c->reasoning.len || c->calls.len || tokens || !c->started)
         send_event(c, 0);
 }

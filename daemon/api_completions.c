@@ -59,7 +59,8 @@ static void send_event(ds_choice *c, int ended)
 
 static void stream_piece(ds_choice *c)
 {
-    if (c->text.len || c->req->params.logprobs >= 0 || c->req->params.return_token_ids)
+    const ds_params *p = &c->req->params;
+    if (c->text.len || p->logprobs >= 0 || p->return_token_ids || p->return_speculation)
         send_event(c, 0);
 }
 

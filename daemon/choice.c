@@ -90,6 +90,7 @@ void ds_choice_close(ds_choice *c)
     if (c->parser)
         ds_chat_parser_close(c->parser);
     free(c->out);
+    free(c->drafted);
     ds_buf_free(&c->text);
     ds_buf_free(&c->reasoning);
     ds_buf_free(&c->calls);
@@ -147,17 +148,21 @@ static ds_code give_text(ds_choice *c, const char *text, size_t len)
 }
 
 /* One generated token. Its text is hidden when it is what ends the answer. */
-static ds_code take_token(ds_choice *c, int32_t id, const ds_pb_logprob *lp)
+static ds_code take_token(ds_choice *c, int32_t id, int drafted, const ds_pb_logprob *lp)
 {
     if (c->n_out == c->cap_out) {
         int cap = c->cap_out ? c->cap_out * 2 : 64;
         int32_t *out = realloc(c->out, (size_t)cap * sizeof *out);
-        if (!out)
+        c->out = out ? out : c->out;
+        unsigned char *flags = realloc(c->drafted, (size_t)cap);
+        c->drafted = flags ? flags : c->drafted;
+        if (!out || !flags)
             return DS_ENOMEM;
-        c->out = out;
         c->cap_out = cap;
     }
+    c->drafted[c->n_out] = (unsigned char)drafted;
     c->out[c->n_out++] = id;
+    c->accepted += (uint32_t)drafted;
     if (c->req->params.score_only)
         return DS_OK;
     if (lp && !c->req->sink->tokens)
@@ -261,12 +266,16 @@ void ds_choice_tokens(void *ctx, const ds_pb_tokens *t)
             fail(c, DS_EPROTO, "the worker sent no log-probabilities");
             return;
         }
-        ds_code code = take_token(c, t->ids[i], want ? t->logprobs[i] : NULL);
+        int drafted = t->n_accepted_draft && t->accepted_draft[i];
+        ds_code code = take_token(c, t->ids[i], drafted, want ? t->logprobs[i] : NULL);
         if (code) {
             fail(c, code, "the answer could not be assembled");
             return;
         }
     }
+    c->rejected += t->rejected_draft;
+    for (size_t i = (size_t)(c->n_out - before); i < t->n_accepted_draft; i++)
+        c->rejected += t->accepted_draft[i] != 0; /* behind a stop string */
     observe(c, (size_t)(c->n_out - before));
     if (c->req->sink->tokens)
         c->req->sink->tokens(c, t, c->n_out - before);
@@ -290,8 +299,6 @@ void ds_choice_done(void *ctx, const ds_pb_done *d)
         return;
     }
     c->cached = d->cached_tokens;
-    c->accepted = d->accepted_draft_tokens;
-    c->rejected = d->rejected_draft_tokens;
     c->finish = d->finish == DSPARK__V1__DONE__FINISH__STOP ? FINISH_STOP : FINISH_LENGTH;
     if (c->req->params.score_only)
         c->finish = FINISH_LENGTH;

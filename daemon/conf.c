@@ -10,6 +10,11 @@
 static const ds_conf_key KEYS[] = {
     {KEY(DS_CONF_STR, model), NULL, .help = "folder of the target model (Hugging Face layout); required"},
     {KEY(DS_CONF_STR, draft), NULL, .help = "folder of the draft model; none: no speculation"},
+    {KEY(DS_CONF_ENUM, speculation), NULL, .choices = "auto|off|max",
+     .help =
+         "workers started here, with a draft: what requests that do not say get; none: the worker decides"},
+    {KEY(DS_CONF_INT, max_draft), "0", 0, DS_MAX_DRAFT_TOKENS, .unit = "tokens",
+     .help = "workers started here, with a draft: drafts verified at once for one request; 0: the block"},
     {KEY(DS_CONF_STR, listen), "127.0.0.1:8000",
      .help = "ADDR:PORT of the HTTP door; port 0 takes a free one"},
     {KEY(DS_CONF_STR, served_model_name), NULL,
@@ -19,6 +24,15 @@ static const ds_conf_key KEYS[] = {
      .help = "workers to start and supervise; 0: only those that connect"},
     {KEY(DS_CONF_INT, threads), "0", 0, 1024,
      .help = "threads of each worker started here; 0: the worker decides"},
+    {KEY(DS_CONF_ENUM, weights), "auto", .choices = "auto|int8",
+     .help = "workers started here: auto keeps weights as stored, int8 converts at load"},
+    {KEY(DS_CONF_BYTES, kv_bytes), "0", 0, 0x1p50, .unit = "bytes",
+     .help = "workers started here: KV pool; 0: the worker decides"},
+    {KEY(DS_CONF_INT, max_seqs), "0", 0, 4096, .help = "workers started here: sequences at once; 0: theirs"},
+    {KEY(DS_CONF_INT, max_step_rows), "0", 0, 65536,
+     .help = "workers started here: tokens of a step; 0: theirs"},
+    {KEY(DS_CONF_INT, max_model_len), "0", 0, 1 << 20, .unit = "tokens",
+     .help = "workers started here: longest sequence; 0: the model's"},
     {KEY(DS_CONF_STR, worker_config), NULL, .help = "configuration file handed to the workers started here"},
     {KEY(DS_CONF_STR, bind_workers), NULL,
      .help = "ipc:// or tcp:// endpoint for workers; default: a private socket. tcp has no authentication: "

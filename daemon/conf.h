@@ -11,7 +11,9 @@ typedef struct ds_dconf {
     char *model, *draft, *listen, *served_model_name, *device, *bind_workers, *rpc, *worker_config,
         *runtime_dir;
     char *log_level, *log_format;
-    int64_t workers, threads;
+    char *speculation, *weights; /* these and the next line: handed to the workers started here */
+    int64_t max_draft, threads, kv_bytes, max_seqs, max_step_rows, max_model_len;
+    int64_t workers;
     int64_t max_connections, max_body_bytes, max_backlog_bytes, max_waiting, max_pending_bytes;
     int64_t queue_ms, head_ms, idle_ms, stall_ms, heartbeat_ms, worker_timeout_ms, wedge_ms, drain_ms;
 } ds_dconf;

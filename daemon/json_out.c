@@ -56,6 +56,8 @@ static ds_code put_escape(ds_buf *out, unsigned char c)
 ds_code ds_json_chars(ds_buf *out, const char *s, size_t len)
 {
     size_t start = 0, i = 0;
+    if (!len)
+        return DS_OK; /* s may be NULL */
     while (i < len) {
         unsigned char c = (unsigned char)s[i];
         if (c >= 0x20 && c < 0x7F && c != '"' && c != '\\') {

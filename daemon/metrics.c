@@ -76,13 +76,57 @@ static const column COLUMNS[] = {
     COL("finished_total", finished, U64, 0, "Requests finished"),
     COL("cancelled_total", cancelled, U64, 0, "Requests cancelled"),
     COL("failed_total", failed, U64, 0, "Requests failed"),
-    COL("draft_tokens_total", draft_tokens, U64, 0, "Tokens drafted"),
+    COL("draft_tokens_total", draft_tokens, U64, 0, "Drafted tokens verified"),
     COL("accepted_tokens_total", accepted_tokens, U64, 0, "Drafted tokens accepted"),
+    COL("draft_rounds_total", draft_rounds, U64, 0, "Steps of a request that verified drafts"),
+    COL("draft_proposed_tokens_total", proposed_tokens, U64, 0, "Tokens drafted, verified or not"),
+    COL("draft_passes_total", draft_passes, U64, 0, "Draft passes"),
+    COL("draft_skips_total", draft_skips, U64, 0, "Steps in which drafting was left out as a loss"),
+    COL("draft_seconds_total", draft_ns, NS, 0, "Time spent in draft passes"),
     COL("busy_seconds_total", busy_ns, NS, 0, "Time spent in steps"),
     COL("last_step_seconds", last_step_ns, NS, 1, "Duration of the last step"),
     COL("rss_bytes", rss_bytes, U64, 1, "Resident memory"),
 #undef COL
 };
+
+/* The counters under vLLM's names, so that its dashboards and scrapers work; position counts from 0. */
+static ds_code show_drafts(ds_daemon *d, const ds_worker *w)
+{
+    const ds_pb_stats *s = &w->stats;
+    ds_metrics *m = d->metrics;
+    ds_buf labels = {0};
+    ds_code code = ds_metric_label(&labels, "model_name", d->model);
+    if (code == DS_OK)
+        code = ds_metric_label(&labels, "worker", w->name);
+    if (code == DS_OK) {
+        ds_metric_set(ds_metric_counter(m, "vllm:spec_decode_num_drafts_total", labels.data,
+                                        "Steps of a request that verified drafts"),
+                      (double)s->draft_rounds);
+        ds_metric_set(ds_metric_counter(m, "vllm:spec_decode_num_draft_tokens_total", labels.data,
+                                        "Drafted tokens verified"),
+                      (double)s->draft_tokens);
+        ds_metric_set(ds_metric_counter(m, "vllm:spec_decode_num_accepted_tokens_total", labels.data,
+                                        "Drafted tokens accepted"),
+                      (double)s->accepted_tokens);
+    }
+    size_t len = labels.len;
+    for (size_t i = 0; code == DS_OK && i < s->n_draft_tokens_at; i++) {
+        char position[24];
+        snprintf(position, sizeof position, "%zu", i);
+        labels.len = len;
+        code = ds_metric_label(&labels, "position", position);
+        if (code)
+            break;
+        ds_metric_set(ds_metric_counter(m, "vllm:spec_decode_num_accepted_tokens_per_pos_total", labels.data,
+                                        "Drafted tokens accepted, by position in the block"),
+                      i < s->n_accepted_tokens_at ? (double)s->accepted_tokens_at[i] : 0);
+        ds_metric_set(ds_metric_counter(m, "dspark_spec_decode_num_draft_tokens_per_pos_total", labels.data,
+                                        "Drafted tokens verified, by position in the block"),
+                      (double)s->draft_tokens_at[i]);
+    }
+    ds_buf_free(&labels);
+    return code;
+}
 
 static ds_code show_worker(ds_daemon *d, const ds_worker *w)
 {
@@ -121,6 +165,8 @@ ds_code ds_metrics_page(ds_daemon *d, ds_buf *out)
         const ds_worker *w = ds_links_worker(d->links, i);
         if (w->name[0]) /* a lost worker stays, with up 0, until another takes its place */
             DS_TRY(show_worker(d, w));
+        if (w->name[0] && w->draft[0])
+            DS_TRY(show_drafts(d, w));
     }
     return ds_metrics_render(d->metrics, out);
 }

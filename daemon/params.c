@@ -271,7 +271,7 @@ static ds_code set_speculation(ds_params *p, const field *f, json_t *v, ds_err *
     {
         int64_t n = 0;
         if (!strcmp(key, "max_draft")) {
-            DS_TRY(get_int("speculation.max_draft", x, 0, INT32_MAX, &n, err));
+            DS_TRY(get_int("speculation.max_draft", x, 0, DS_MAX_DRAFT_TOKENS, &n, err));
             p->spec.max_draft = (uint32_t)n;
             continue;
         }
@@ -393,6 +393,7 @@ static const field FIELDS[] = {
     {"top_logprobs", CHAT, set_top_logprobs, 0, 0, 0},
     {"echo", COMP, set_bool, offsetof(ds_params, echo), 0, 0},
     {"return_token_ids", BOTH, set_bool, offsetof(ds_params, return_token_ids), 0, 0},
+    {"return_speculation", BOTH, set_bool, offsetof(ds_params, return_speculation), 0, 0},
     {"user", BOTH, set_string, offsetof(ds_params, user), 0, DS_MAX_USER_BYTES},
     {"priority", BOTH, set_int32, offsetof(ds_params, priority), INT32_MIN, INT32_MAX},
     {"speculation", BOTH, set_speculation, 0, 0, 0},

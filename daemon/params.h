@@ -25,7 +25,7 @@ typedef struct ds_params {
     ds_api api;
     json_t *root; /* owns what messages, tools and prompt borrow */
     char *model;  /* NULL: not given */
-    int stream, include_usage, echo, return_token_ids;
+    int stream, include_usage, echo, return_token_ids, return_speculation;
     int n;
     int64_t max_tokens; /* -1: not given */
     int score_only;     /* max_tokens 0 with echo: nothing is generated for the client */

@@ -55,11 +55,14 @@ struct ds_choice {
     int barren;    /* of them, the last in a row that gave it no token; the first always counts */
     char avoid[DS_MAX_NAME_BYTES + 1]; /* the last of them */
     int32_t *out;                      /* [n_out] every token generated so far; a new worker gets them */
+    unsigned char *drafted;            /* [n_out] 1: an accepted draft */
     int n_out, cap_out;
     int n_prompt_lp; /* prompt positions whose log-probabilities have come */
     ds_finish_reason finish;
     char *stop_string; /* borrowed from params */
-    uint32_t cached, accepted, rejected;
+    uint32_t cached;
+    uint32_t accepted,
+        rejected; /* drafts among its tokens, and verified ones that are not; of all attempts */
     ds_detok *detok;
     ds_chat_parser *parser;
     int n_calls;

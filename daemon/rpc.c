@@ -71,6 +71,8 @@ static void on_tokens(ds_choice *c, const ds_pb_tokens *t, int n)
     m.n_ids = (size_t)n;
     m.n_logprobs = t->n_logprobs ? (size_t)n : 0;
     m.n_accepted_draft = t->n_accepted_draft ? (size_t)n : 0;
+    for (size_t i = (size_t)n; i < t->n_accepted_draft; i++)
+        m.rejected_draft += t->accepted_draft[i] != 0;
     m.text = c->text.len && q->want_text ? c->text.data : (char *)"";
     post(q->d->rpc, q->peer, DSPARK__V1__ENVELOPE__BODY_TOKENS, &m);
     ds_buf_clear(&c->text);
@@ -256,7 +258,11 @@ static void on_cancel(ds_rpc *r, client *c, uint64_t id)
     m.finish = DSPARK__V1__DONE__FINISH__CANCELLED;
     m.stop_token = -1;
     m.prompt_tokens = (uint32_t)q->prompt[0].n * (q->state != REQ_PREPARE);
-    m.output_tokens = q->n_choices ? (uint32_t)q->choices[0].n_out : 0;
+    if (q->n_choices) {
+        m.output_tokens = (uint32_t)q->choices[0].n_out;
+        m.accepted_draft_tokens = q->choices[0].accepted;
+        m.rejected_draft_tokens = q->choices[0].rejected;
+    }
     post(r, c, DSPARK__V1__ENVELOPE__BODY_DONE, &m);
     give_back(q);
     ds_request_abandon(q);
@@ -326,6 +332,11 @@ static void on_stats(ds_rpc *r, client *c)
         sum.busy_ns += s->busy_ns;
         sum.draft_tokens += s->draft_tokens;
         sum.accepted_tokens += s->accepted_tokens;
+        sum.draft_rounds += s->draft_rounds;
+        sum.draft_passes += s->draft_passes;
+        sum.draft_skips += s->draft_skips;
+        sum.draft_ns += s->draft_ns;
+        sum.proposed_tokens += s->proposed_tokens;
         sum.rss_bytes += s->rss_bytes;
     }
     sum.workers = list;

@@ -14,7 +14,7 @@ enum {
     BACKOFF_MAX_MS = 30000,
     STEADY_NS_PER_MS = 1000000,
     STEADY_MS = 60000, /* a worker that lived so long starts again without delay */
-    MAX_ARGS = 24,
+    MAX_ARGS = 40,
 };
 
 typedef enum {
@@ -120,40 +120,64 @@ static void on_exit_cb(uv_process_t *process, int64_t status, int sig)
     ds_links_drop(d->links, p->name, sig ? "its process was killed" : "its process ended");
 }
 
-static int add(char **args, int n, const char *flag, const char *value)
+/* The command line of a worker. Numbers live in `text`; 0 means the worker's own default. */
+typedef struct command {
+    char *args[MAX_ARGS];
+    int n;
+    char text[MAX_ARGS][24];
+} command;
+
+static void add(command *c, const char *flag, const char *value)
 {
     if (!value)
-        return n;
-    args[n++] = (char *)flag;
-    args[n++] = (char *)value;
-    return n;
+        return;
+    DS_ASSERT(c->n + 3 <= MAX_ARGS);
+    c->args[c->n++] = (char *)flag;
+    c->args[c->n++] = (char *)value;
+    c->args[c->n] = NULL;
+}
+
+static void add_int(command *c, const char *flag, int64_t value)
+{
+    char *text = c->text[c->n];
+    snprintf(text, sizeof c->text[0], "%lld", (long long)value);
+    add(c, flag, value ? text : NULL);
+}
+
+static void make_command(const proc *p, command *c)
+{
+    const ds_dconf *conf = &p->sup->d->conf;
+    *c = (command){.args = {(char *)p->sup->binary}, .n = 1};
+    add(c, "--config", conf->worker_config);
+    add(c, "--model", conf->model);
+    add(c, "--draft", conf->draft);
+    add(c, "--speculation", conf->speculation);
+    add_int(c, "--max-draft", conf->max_draft);
+    add(c, "--served-model-name", p->sup->d->model);
+    add(c, "--device", conf->device);
+    add(c, "--weights", conf->weights);
+    add_int(c, "--threads", conf->threads);
+    add_int(c, "--kv-bytes", conf->kv_bytes);
+    add_int(c, "--max-seqs", conf->max_seqs);
+    add_int(c, "--max-step-rows", conf->max_step_rows);
+    add_int(c, "--max-model-len", conf->max_model_len);
+    add(c, "--connect", p->sup->endpoint);
+    add(c, "--name", p->name);
+    add_int(c, "--parent-pid", getpid());
+    add(c, "--log-level", conf->log_level);
+    add(c, "--log-format", conf->log_format);
 }
 
 static void start(proc *p)
 {
     ds_supervisor *s = p->sup;
-    const ds_dconf *conf = &s->d->conf;
-    char threads[16], parent[16], *args[MAX_ARGS];
-    int n = 0;
-    snprintf(threads, sizeof threads, "%d", (int)conf->threads);
-    snprintf(parent, sizeof parent, "%d", (int)getpid());
-    args[n++] = s->binary;
-    n = add(args, n, "--config", conf->worker_config);
-    n = add(args, n, "--model", conf->model);
-    n = add(args, n, "--draft", conf->draft);
-    n = add(args, n, "--device", conf->device);
-    n = add(args, n, "--threads", conf->threads ? threads : NULL);
-    n = add(args, n, "--connect", s->endpoint);
-    n = add(args, n, "--name", p->name);
-    n = add(args, n, "--parent-pid", parent);
-    n = add(args, n, "--log-level", conf->log_level);
-    n = add(args, n, "--log-format", conf->log_format);
-    args[n] = NULL;
+    command c;
+    make_command(p, &c);
     uv_stdio_container_t io[3] = {{.flags = UV_IGNORE},
                                   {.flags = UV_INHERIT_FD, .data.fd = STDOUT_FILENO},
                                   {.flags = UV_INHERIT_FD, .data.fd = STDERR_FILENO}};
     uv_process_options_t opts = {
-        .exit_cb = on_exit_cb, .file = s->binary, .args = args, .stdio_count = 3, .stdio = io};
+        .exit_cb = on_exit_cb, .file = s->binary, .args = c.args, .stdio_count = 3, .stdio = io};
     p->process.data = p;
     p->start_ns = ds_clock_ns(s->d->clock);
     p->was_ready = 0;

@@ -142,7 +142,8 @@ static void copy_caps(ds_worker *w, const ds_pb_caps *c)
     copy_text(w->device, sizeof w->device, c->device, &w->caps.device);
     copy_text(w->weights, sizeof w->weights, c->weights, &w->caps.weights);
     copy_text(w->draft, sizeof w->draft, c->draft, &w->caps.draft);
-    memcpy(w->eos, c->eos, c->n_eos * sizeof *w->eos); /* n_eos <= DS_MAX_STOP_TOKENS was validated */
+    if (c->n_eos) /* <= DS_MAX_STOP_TOKENS was validated */
+        memcpy(w->eos, c->eos, c->n_eos * sizeof *w->eos);
     w->caps.eos = w->eos;
 }
 
@@ -257,10 +258,8 @@ static void on_error(ds_links *l, ds_worker *w, const ds_pb_error *e)
 
 static void on_stats(ds_worker *w, const ds_pb_stats *s)
 {
-    w->stats = *s;
+    ds_frame_keep_stats(s, &w->stats, w->stats_at);
     w->stats.worker = w->name;
-    w->stats.n_workers = 0;
-    w->stats.workers = NULL;
 }
 
 static void on_frame(ds_links *l, const ds_peer *peer, const ds_pb_envelope *env)

@@ -339,3 +339,23 @@ ds_code ds_frame_recv(void *sock, ds_peer *ret_peer, ds_frame *f, ds_err *err)
     zmq_msg_close(&msg);
     return code;
 }
+
+static size_t keep_list(const uint64_t *from, size_t n, uint64_t *to)
+{
+    n = n < DS_MAX_DRAFT_TOKENS ? n : DS_MAX_DRAFT_TOKENS;
+    if (n)
+        memcpy(to, from, n * sizeof *to);
+    return n;
+}
+
+void ds_frame_keep_stats(const ds_pb_stats *s, ds_pb_stats *ret, uint64_t at[2 * DS_MAX_DRAFT_TOKENS])
+{
+    *ret = *s;
+    ret->workers = NULL;
+    ret->n_workers = 0;
+    ret->draft_tokens_at = at;
+    ret->n_draft_tokens_at = keep_list(s->draft_tokens_at, s->n_draft_tokens_at, at);
+    ret->accepted_tokens_at = at + DS_MAX_DRAFT_TOKENS;
+    ret->n_accepted_tokens_at =
+        keep_list(s->accepted_tokens_at, s->n_accepted_tokens_at, ret->accepted_tokens_at);
+}

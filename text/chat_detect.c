@@ -59,14 +59,15 @@ ds_code ds_chat_detect(const char *dir, ds_chat_kind *ret, ds_err *err)
 {
     ds_buf file = {0};
     *ret = DS_CHAT_NONE;
-    ds_code code = ds_text_read_file(dir, "chat_template.jinja", &file, err);
+    ds_err none = {0}; /* that this file is missing is no error: err stays as it was */
+    ds_code code = ds_text_read_file(dir, "chat_template.jinja", &file, &none);
     if (code == DS_OK) {
         code = detect(file.data, file.len, ret, err);
         ds_buf_free(&file);
         return code;
     }
     if (code != DS_ENOTFOUND)
-        return code;
+        return ds_err_set(err, code, "%s", none.msg);
     code = ds_text_read_file(dir, "tokenizer_config.json", &file, err);
     if (code != DS_OK)
         return code == DS_ENOTFOUND

@@ -1,6 +1,8 @@
 /* regex.c - see regex.h. One pass over the pattern, copying or rewriting each construct. */
 #include "text/regex.h"
 
+#include "text/unicode.h"
+
 #include <string.h>
 
 /* Unicode White_Space and its complement, as members of a class. */
@@ -28,8 +30,38 @@ static ds_code put(rx *r, const char *s)
     return ds_buf_puts(r->out, s);
 }
 
+/* Members of a class: \p{name}, and its code points that are newer than PCRE2's tables. */
+static ds_code put_category(rx *r, const char *name)
+{
+    size_t n = strlen(name);
+    DS_TRY(ds_buf_printf(r->out, "\\p{%s}", name));
+    for (int i = 0; i < DS_UNICODE_N_NEW; i++) {
+        const ds_unicode_range *u = &DS_UNICODE_NEW[i];
+        if (memcmp(u->category, name, n) != 0)
+            continue;
+        uint32_t to = u->to;
+        for (; i + 1 < DS_UNICODE_N_NEW; i++, to = DS_UNICODE_NEW[i].to)
+            if (DS_UNICODE_NEW[i + 1].from != to + 1 || memcmp(DS_UNICODE_NEW[i + 1].category, name, n) != 0)
+                break;
+        DS_TRY(ds_buf_printf(r->out, "\\x{%x}-\\x{%x}", u->from, to));
+    }
+    return DS_OK;
+}
+
+static ds_code put_property(rx *r, const char *name, int negated, int in_class)
+{
+    int is_script = strlen(name) > 2;
+    if (is_script || (negated && in_class)) /* a class cannot take members out: the newest ones stay in */
+        return ds_buf_printf(r->out, "\\%c{%s%s}", negated ? 'P' : 'p', is_script ? "sc:" : "", name);
+    if (in_class)
+        return put_category(r, name);
+    DS_TRY(put(r, negated ? "[^" : "["));
+    DS_TRY(put_category(r, name));
+    return put(r, "]");
+}
+
 /* \p{Name}, \P{Name}, \p{^Name} after "\p"; general categories pass, longer names are scripts. */
-static ds_code property(rx *r, int negated)
+static ds_code property(rx *r, int negated, int in_class)
 {
     char name[32];
     size_t n = 0;
@@ -50,7 +82,7 @@ static ds_code property(rx *r, int negated)
     if (r->p >= r->end || *r->p != '}' || !n)
         return refuse(r, "an unknown property name");
     r->p++;
-    return ds_buf_printf(r->out, "\\%c{%s%s}", negated ? 'P' : 'p', n > 2 ? "sc:" : "", name);
+    return put_property(r, name, negated, in_class);
 }
 
 static ds_code hex(rx *r, int digits_min, int digits_max)
@@ -91,12 +123,12 @@ static ds_code escape(rx *r, int in_class)
     case 'S':
         return put(r, in_class ? NOT_SPACE : "[^" SPACE "]");
     case 'd':
-        return put(r, "\\p{Nd}");
+        return put_property(r, "Nd", 0, in_class);
     case 'D':
-        return put(r, "\\P{Nd}");
+        return put_property(r, "Nd", 1, in_class);
     case 'p':
     case 'P':
-        return property(r, c == 'P');
+        return property(r, c == 'P', in_class);
     case 'x':
         return hex(r, 1, 2);
     case 'u':

@@ -4,6 +4,7 @@
 #include "worker/engine.h"
 
 #include "worker/sched.h"
+#include "worker/speculate.h"
 #include "worker/target.h"
 
 #include <stdio.h>
@@ -17,6 +18,9 @@ struct ds_engine {
     ds_target target;
     ds_kv_pool kv;
     ds_sched *sched;
+    ds_speculate *spec; /* NULL: no draft */
+    int block;          /* drafts of one pass; 0 without */
+    int *accepted;      /* [max_seqs] per item of the step */
     ds_event_fn fn;
     void *ctx;
     int max_len, lost;
@@ -40,7 +44,8 @@ static ds_code allocate(ds_engine *e, ds_err *err)
     const ds_engine_conf *c = &e->conf;
     ds_sched_conf sc = {c->max_seqs,       c->max_step_rows,
                         c->max_logit_rows, c->max_queue,
-                        e->max_len,        {c->kv_pages, c->page_tokens, c->prefix_cache, UINT64_MAX}};
+                        e->max_len,        {c->kv_pages, c->page_tokens, c->prefix_cache, UINT64_MAX},
+                        e->block};
     DS_TRY(ds_sched_create(&sc, &e->sched, err));
     size_t rows = (size_t)c->max_step_rows, logits = (size_t)c->max_logit_rows;
     e->token = calloc(rows, sizeof *e->token);
@@ -49,13 +54,31 @@ static ds_code allocate(ds_engine *e, ds_err *err)
     e->logit_row = calloc(logits, sizeof *e->logit_row);
     e->row = calloc(logits, sizeof *e->row);
     e->out = calloc(logits, sizeof *e->out);
-    if (!e->token || !e->pos || !e->slot || !e->logit_row || !e->row || !e->out)
+    e->accepted = calloc((size_t)c->max_seqs, sizeof *e->accepted);
+    if (!e->token || !e->pos || !e->slot || !e->logit_row || !e->row || !e->out || !e->accepted)
         return ds_err_set(err, DS_ENOMEM, "no memory for steps of %zu rows", rows);
     return e->target.kv_alloc(e->target.model, c->kv_pages, c->page_tokens, &e->kv, err);
 }
 
-ds_code ds_engine_create_on(const ds_engine_conf *conf, const ds_target *target, ds_event_fn fn, void *ctx,
-                            ds_engine **ret, ds_err *err)
+static ds_code open_spec(ds_engine *e, const ds_drafter *d, ds_err *err)
+{
+    const ds_engine_conf *c = &e->conf;
+    ds_speculate_conf sc = {.max_seqs = c->max_seqs,
+                            .max_step_rows = c->max_step_rows,
+                            .max_logit_rows = c->max_logit_rows,
+                            .kv_pages = c->kv_pages,
+                            .page_tokens = c->page_tokens,
+                            .max_len = e->max_len,
+                            .max_draft = c->max_draft,
+                            .mode = c->spec,
+                            .T = c->spec_temps,
+                            .clock = c->clock};
+    DS_TRY(ds_speculate_create(&sc, d, &e->spec, err));
+    return c->spec == DS_SPEC_AUTO ? ds_speculate_profile(e->spec, &e->target, &e->kv, err) : DS_OK;
+}
+
+ds_code ds_engine_create_on(const ds_engine_conf *conf, const ds_target *target, const ds_drafter *drafter,
+                            ds_event_fn fn, void *ctx, ds_engine **ret, ds_err *err)
 {
     *ret = NULL;
     DS_ASSERT(fn && conf->clock.now_ns);
@@ -77,7 +100,10 @@ ds_code ds_engine_create_on(const ds_engine_conf *conf, const ds_target *target,
     e->ctx = ctx;
     int pool = c.kv_pages * c.page_tokens, positions = target->info->max_positions;
     e->max_len = pool < positions ? pool : positions;
+    e->block = drafter ? drafter->block : 0;
     ds_code code = allocate(e, err);
+    if (code == DS_OK && drafter)
+        code = open_spec(e, drafter, err);
     if (code != DS_OK) {
         ds_engine_destroy(e);
         return code;
@@ -104,6 +130,7 @@ void ds_engine_destroy(ds_engine *e)
         ds_seq_destroy(q);
     }
     reap(e);
+    ds_speculate_destroy(e->spec);
     ds_sched_destroy(e->sched);
     if (e->kv.layer)
         e->target.kv_free(e->target.model, &e->kv);
@@ -113,6 +140,7 @@ void ds_engine_destroy(ds_engine *e)
     free(e->logit_row);
     free(e->row);
     free(e->out);
+    free(e->accepted);
     free(e);
 }
 
@@ -177,7 +205,9 @@ static void finish(ds_engine *e, ds_seq *q, ds_finish how)
                               .stop_id = how == DS_FINISH_STOP ? q->tokens[q->n - 1] : -1,
                               .n_prompt = q->req.n_prompt,
                               .n_output = ds_seq_n_output(q),
-                              .n_cached = q->n_cached > 0 ? q->n_cached : 0});
+                              .n_cached = q->n_cached > 0 ? q->n_cached : 0,
+                              .accepted = q->n_accepted,
+                              .rejected = q->n_rejected});
     bury(e, q);
 }
 
@@ -204,7 +234,8 @@ static int end_marked(ds_engine *e)
     return n;
 }
 
-/* How to choose (given < 0) or score the token of position pos. The noise is keyed by that position alone. */
+/* How to choose (given < 0) or score the token of position pos. The noise is keyed by that position alone;
+ * rows of drafts stand as far into the output as if their drafts were accepted. */
 static ds_sample_row sample_row(const ds_seq *q, int pos, int32_t given)
 {
     const ds_req *r = &q->req;
@@ -227,9 +258,14 @@ static ds_sample_row sample_row(const ds_seq *q, int pos, int32_t given)
                            .bias = r->bias,
                            .n_bias = r->n_bias,
                            .banned = q->stop,
-                           .n_banned = ds_seq_n_output(q) < r->min_tokens ? q->n_stop : 0,
+                           .n_banned = pos - r->n_prompt < r->min_tokens ? q->n_stop : 0,
                            .n_logprobs = r->n_logprobs,
                            .given = -1};
+}
+
+static ds_sample_row draft_row(const ds_seq *q)
+{
+    return sample_row(q, q->n, -1);
 }
 
 static void pack(ds_engine *e, const ds_plan *p, ds_step_args *a)
@@ -241,7 +277,7 @@ static void pack(ds_engine *e, const ds_plan *p, ds_step_args *a)
         const ds_seq *q = it->seq;
         int first = t;
         for (int pos = q->n_computed; t < first + it->rows; t++, pos++) {
-            e->token[t] = q->tokens[pos];
+            e->token[t] = pos < q->n ? q->tokens[pos] : q->draft[pos - q->n];
             e->pos[t] = pos;
             e->slot[t] = q->slot;
         }
@@ -271,8 +307,17 @@ static ds_code compute(ds_engine *e, ds_step_args *a, ds_err *err)
     return code == DS_OK ? code : ds_err_set(err, code, "sampling failed: %s", ds_err_name(code));
 }
 
-/* One sequence takes the results of its rows; out: its logit rows. */
-static void commit(ds_engine *e, const ds_plan_item *it, const ds_sample_out *out)
+/* Which drafts stand, and the draft's context for the rows that do. */
+static ds_code accept(ds_engine *e, const ds_plan *p, const ds_step_args *a, ds_err *err)
+{
+    const ds_sample_out *out = e->out;
+    for (int i = 0; i < p->n; out += p->item[i].n_score + p->item[i].n_sample, i++)
+        e->accepted[i] = e->spec ? ds_speculate_accept(e->spec, &p->item[i], out + p->item[i].n_score) : 0;
+    return e->spec ? ds_speculate_context(e->spec, p, e->accepted, a, err) : DS_OK;
+}
+
+/* One sequence takes the results of its rows; out: its logit rows; accepted: drafts that stand. */
+static void commit(ds_engine *e, const ds_plan_item *it, const ds_sample_out *out, int accepted)
 {
     ds_seq *q = it->seq;
     for (int k = 0; k < it->n_score + it->n_sample; k++) {
@@ -284,7 +329,7 @@ static void commit(ds_engine *e, const ds_plan_item *it, const ds_sample_out *ou
             return;
         }
     }
-    q->n_computed += it->rows;
+    q->n_computed += it->rows - it->n_verify;
     if (it->n_sample || it->score_at + it->n_score == it->rows) /* the last row proved all before it good */
         ds_sched_publish(e->sched, q);
     if (it->n_score) {
@@ -300,14 +345,25 @@ static void commit(ds_engine *e, const ds_plan_item *it, const ds_sample_out *ou
     }
     int n = 0, first = ds_seq_n_output(q);
     ds_finish how = DS_FINISH_NONE;
-    while (n < it->n_sample && how == DS_FINISH_NONE)
+    while (n < it->n_sample - it->n_verify + accepted && how == DS_FINISH_NONE)
         how = ds_seq_append(q, out[n++].token);
+    if (n > 1) { /* the rows of accepted drafts are computed, the newest token's is not */
+        q->n_computed = q->n - 1;
+        ds_sched_publish(e->sched, q);
+    }
     if (n) {
+        int emitted = n < accepted ? n : accepted; /* a stop may stand inside the block */
+        q->n_accepted += emitted;
+        q->n_rejected += it->n_verify - emitted;
         e->stats.output_tokens += (uint64_t)n;
-        e->fn(
-            e->ctx,
-            &(ds_event){
-                .kind = DS_EV_TOKENS, .id = q->req.id, .token = out, .n = n, .first = first, .stop_id = -1});
+        e->fn(e->ctx, &(ds_event){.kind = DS_EV_TOKENS,
+                                  .id = q->req.id,
+                                  .token = out,
+                                  .n = n,
+                                  .first = first,
+                                  .stop_id = -1,
+                                  .n_accepted = emitted,
+                                  .n_rejected = it->n_verify - emitted});
     }
     if (how != DS_FINISH_NONE)
         finish(e, q, how);
@@ -333,6 +389,8 @@ ds_code ds_engine_step(ds_engine *e, int *ret_work, ds_err *err)
 
     uint64_t start = ds_clock_ns(e->conf.clock);
     int ended = end_marked(e);
+    if (e->spec)
+        ds_speculate_schedule(e->spec, e->sched);
     const ds_plan *p = ds_sched_plan(e->sched); /* plan and reserve kv */
     *ret_work = ended || p->n;
     if (!p->n) {
@@ -341,6 +399,8 @@ ds_code ds_engine_step(ds_engine *e, int *ret_work, ds_err *err)
     }
     pack(e, p, &a);
     ds_code code = compute(e, &a, &why); /* target forward and sample */
+    if (code == DS_OK)
+        code = accept(e, p, &a, &why);
     if (ds_err_class(code) == DS_CLASS_LOST) {
         e->lost = 1;
         return ds_err_set(err, code, "%s", why.msg);
@@ -351,10 +411,16 @@ ds_code ds_engine_step(ds_engine *e, int *ret_work, ds_err *err)
         if (code != DS_OK)
             fail(e, p->item[i].seq, code, why.msg);
         else
-            commit(e, &p->item[i], out);
+            commit(e, &p->item[i], out, e->accepted[i]);
         out += logits;
     }
+    if (e->spec && code == DS_OK)
+        code = ds_speculate_propose(e->spec, e->sched, draft_row, &why);
     account(e, p, start);
+    if (ds_err_class(code) == DS_CLASS_LOST) {
+        e->lost = 1;
+        return ds_err_set(err, code, "%s", why.msg);
+    }
     return DS_OK;
 }
 
@@ -370,6 +436,8 @@ void ds_engine_get_stats(const ds_engine *e, ds_engine_stats *ret)
     *ret = e->stats;
     ret->running = c.running;
     ret->waiting = c.waiting;
+    if (e->spec)
+        ds_speculate_get_stats(e->spec, &ret->spec);
     ret->free_pages = c.free_pages;
     ret->total_pages = e->conf.kv_pages;
     ret->cached_pages = c.cached_pages;

@@ -9,20 +9,25 @@
 #include "base/clock.h"
 #include "base/err.h"
 #include "base/limits.h"
+#include "worker/model/draft.h"
 #include "worker/model/model.h"
 #include "worker/request.h"
+#include "worker/spec.h"
 
 typedef struct ds_engine ds_engine;
 
 typedef struct ds_engine_conf {
-    int max_seqs;       /* sequences running at once (slots) */
-    int max_step_rows;  /* T budget of a step; prefill chunks take what decode leaves */
-    int max_logit_rows; /* R budget of a step (the model's); >= max_seqs, 0: max_seqs. Prompt
-                         * log-probabilities are computed in chunks of it */
-    int max_queue;      /* requests beyond max_seqs; one more is refused with DS_ELIMIT */
-    int kv_pages;       /* pages of the pool */
-    int page_tokens;    /* 16 */
-    int prefix_cache;   /* 1: keep and share full pages by content */
+    int max_seqs;             /* sequences running at once (slots) */
+    int max_step_rows;        /* T budget of a step; prefill chunks take what decode leaves */
+    int max_logit_rows;       /* R budget of a step (the model's); >= max_seqs, 0: max_seqs. Prompt
+                               * log-probabilities are computed in chunks of it */
+    int max_queue;            /* requests beyond max_seqs; one more is refused with DS_ELIMIT */
+    int kv_pages;             /* pages of the pool */
+    int page_tokens;          /* 16 */
+    int prefix_cache;         /* 1: keep and share full pages by content */
+    ds_spec_mode spec;        /* with a draft: of requests that say AUTO */
+    int max_draft;            /* with a draft: verified drafts per request and step; 0: the block */
+    const double *spec_temps; /* [block] calibration temperatures, or NULL; read at creation and in steps */
     ds_clock clock;
 } ds_engine_conf;
 
@@ -32,12 +37,15 @@ typedef struct ds_event {
     ds_event_kind kind;
     uint64_t id;
     const ds_sample_out *token; /* PROMPT: positions first..first+n-1 of the prompt; TOKENS: n new tokens */
+    int n_accepted;             /* TOKENS: the first n_accepted of them were drafted */
+    int n_rejected;             /* TOKENS: drafts verified beside them that were not emitted */
     int n, first;               /* first of TOKENS: index of token[0] in the output, resumed tokens counted */
     ds_finish finish;           /* DONE */
     int32_t stop_id; /* DONE with STOP: the id that ended it, else -1. It was emitted and counted as the last
                       * token (as vLLM does); the router hides its text */
     int n_prompt, n_output, n_cached; /* DONE: exact counts, resumed output tokens included; n_cached prompt
                                          tokens came from the prefix cache */
+    int accepted, rejected;           /* DONE: verified drafts that were emitted, and the others */
     ds_code code;                     /* ERROR */
     const char *msg;                  /* ERROR: valid during the callback */
 } ds_event;
@@ -50,11 +58,16 @@ typedef struct ds_engine_stats {
         output_tokens;
     uint64_t finished, cancelled, failed;
     uint64_t last_step_ns, busy_ns;
+    ds_spec_stats spec; /* zero without a draft */
 } ds_engine_stats;
 
 /* ds_engine_create: borrows model and kv-owning backend; allocates everything a step needs. */
 ds_code ds_engine_create(const ds_engine_conf *conf, ds_model *model, ds_backend *b, ds_event_fn fn,
                          void *ctx, ds_engine **ret, ds_err *err);
+/* ds_engine_create_drafted: the same with a draft of that model (NULL: none). The model keeps the draft's
+ * taps. Step costs are measured here. */
+ds_code ds_engine_create_drafted(const ds_engine_conf *conf, ds_model *model, ds_draft *draft, ds_backend *b,
+                                 ds_event_fn fn, void *ctx, ds_engine **ret, ds_err *err);
 void ds_engine_destroy(ds_engine *e);
 /* ds_engine_max_len: positions one sequence may fill: the smaller of the model's and the KV pool's tokens. A
  * request that has filled them ends with LENGTH; its last token needs no position, so prompt + output <=

@@ -22,16 +22,21 @@
 enum { PAGE_TOKENS = DS_MAX_PAGE_TOKENS };
 
 typedef struct options {
-    char *model, *connect, *device, *name, *served_model_name, *weights, *kv_dtype, *isa, *log_level,
-        *log_format;
-    int64_t threads, kv_pages, kv_bytes, max_seqs, max_step_rows, max_queue, max_model_len, heartbeat_ms,
-        router_timeout_ms, parent_pid;
+    char *model, *draft, *speculation, *connect, *device, *name, *served_model_name, *weights, *kv_dtype,
+        *isa, *log_level, *log_format;
+    int64_t max_draft, threads, kv_pages, kv_bytes, max_seqs, max_step_rows, max_queue, max_model_len,
+        heartbeat_ms, router_timeout_ms, parent_pid;
     int prefix_cache;
 } options;
 
 #define KEY(type, field) #field, type, offsetof(options, field)
 static const ds_conf_key g_keys[] = {
     {KEY(DS_CONF_STR, model), NULL, .help = "checkpoint folder (Hugging Face layout)"},
+    {KEY(DS_CONF_STR, draft), NULL, .help = "DSpark or DFlash draft of the model: turns speculation on"},
+    {KEY(DS_CONF_ENUM, speculation), "auto", .choices = "auto|off|max",
+     .help = "with a draft: verify what pays (auto), nothing, or every draft (max)"},
+    {KEY(DS_CONF_INT, max_draft), "0", 0, DS_MAX_BLOCK, .unit = "tokens",
+     .help = "drafts verified at once for one request; 0: the draft's block"},
     {KEY(DS_CONF_STR, connect), NULL, .help = "router's endpoint for workers: ipc://PATH or tcp://HOST:PORT"},
     {KEY(DS_CONF_ENUM, device), "cpu", .choices = "cpu|cuda", .help = "what computes"},
     {KEY(DS_CONF_INT, threads), "0", 0, 1024,
@@ -83,6 +88,8 @@ typedef struct worker {
     ds_mem_plan plan;
     ds_backend *backend;
     ds_model *model;
+    ds_draft_info dinfo; /* block 0: no draft */
+    ds_draft *draft;
     ds_engine *engine;
     ds_serve *serve;
     ds_link *link;
@@ -150,18 +157,25 @@ static ds_code bind_to_parent(const options *o, ds_err *err)
 static ds_code open_model(worker *w, ds_err *err)
 {
     const options *o = &w->opt;
-    int logit_rows = (int)(o->max_seqs > 64 ? o->max_seqs : 64);
+    if (o->draft)
+        DS_TRY(ds_draft_plan(o->draft, o->model, &w->dinfo, err));
+    int64_t verify = o->max_seqs * (1 + w->dinfo.block);
+    int logit_rows = (int)(verify > 64 ? verify : 64);
     w->mopts =
         (ds_model_opts){.max_rows = (int)(o->max_step_rows > logit_rows ? o->max_step_rows : logit_rows),
                         .max_logit_rows = logit_rows,
                         .max_positions = (int)o->max_model_len,
                         .weights = o->weights,
+                        .taps = w->dinfo.taps,
+                        .n_taps = w->dinfo.n_taps,
                         .kv_dtype = o->kv_dtype};
     DS_TRY(ds_identity_read(o->model, &w->id, err));
     const char *isa = strcmp(o->isa, "auto") == 0 ? NULL : o->isa;
     DS_TRY(ds_backend_open(o->device, (int)o->threads, isa, &w->backend, err));
     ds_model_info info;
     DS_TRY(ds_model_plan(o->model, &w->mopts, &info, err));
+    info.kv_bytes_per_token +=
+        w->dinfo.kv_bytes_per_token * ds_dtype_size(info.kv_dtype) / ds_dtype_size(DS_BF16);
     int converted = strcmp(o->weights, "int8") == 0;
     ds_plan_conf pc = {.kv_pages = o->kv_pages,
                        .kv_bytes = o->kv_bytes,
@@ -173,7 +187,17 @@ static ds_code open_model(worker *w, ds_err *err)
     char text[320];
     ds_plan_text(&w->plan, text, sizeof text);
     ds_log(DS_LOG_INFO, "plan", "%s: %s", w->id.name, text);
-    return ds_model_open(o->model, &w->mopts, w->backend, &w->model, err);
+    DS_TRY(ds_model_open(o->model, &w->mopts, w->backend, &w->model, err));
+    if (!o->draft)
+        return DS_OK;
+    DS_TRY(
+        ds_draft_open(o->draft, w->model, w->mopts.max_rows, (int)o->max_seqs, w->backend, &w->draft, err));
+    const ds_draft_info *d = ds_draft_get_info(w->draft);
+    ds_log(DS_LOG_INFO, "draft",
+           "block %d, %d layers, Markov rank %d, %s; weights %.1f MiB, scratch %.1f MiB", d->block, d->layers,
+           d->markov_rank, d->calibrated ? "calibrated" : "not calibrated",
+           (double)d->weight_bytes / (1 << 20), (double)d->scratch_bytes / (1 << 20));
+    return DS_OK;
 }
 
 static ds_code open_engine(worker *w, ds_err *err)
@@ -186,9 +210,15 @@ static ds_code open_engine(worker *w, ds_err *err)
                          .kv_pages = w->plan.kv_pages,
                          .page_tokens = PAGE_TOKENS,
                          .prefix_cache = o->prefix_cache,
+                         .spec = o->speculation[0] == 'o'   ? DS_SPEC_OFF
+                                 : o->speculation[0] == 'm' ? DS_SPEC_MAX
+                                                            : DS_SPEC_AUTO,
+                         .max_draft = (int)o->max_draft,
+                         .spec_temps = w->draft ? ds_draft_get_info(w->draft)->T : NULL,
                          .clock = ds_clock_system()};
     DS_TRY(ds_serve_create(&w->serve, err));
-    return ds_engine_create(&ec, w->model, w->backend, ds_serve_event, w->serve, &w->engine, err);
+    return ds_engine_create_drafted(&ec, w->model, w->draft, w->backend, ds_serve_event, w->serve, &w->engine,
+                                    err);
 }
 
 static ds_code open_link(worker *w, ds_err *err)
@@ -210,6 +240,9 @@ static ds_code open_link(worker *w, ds_err *err)
     c->eos = (int32_t *)info->eos;
     c->n_eos = (size_t)info->n_eos;
     c->prompt_logprobs = 1;
+    char *slash = o->draft ? strrchr(o->draft, '/') : NULL;
+    c->draft = !o->draft ? "" : slash && slash[1] ? slash + 1 : o->draft;
+    c->max_draft = (uint32_t)w->dinfo.block;
     c->weights = (char *)ds_dtype_name(info->weight_dtype);
     c->model_hash = w->id.hash;
     c->default_temperature = (double)info->temperature;
@@ -243,6 +276,7 @@ static void finish(worker *w)
     if (w->engine)
         ds_engine_destroy(w->engine);
     ds_serve_destroy(w->serve);
+    ds_draft_close(w->draft);
     ds_model_close(w->model);
     if (w->backend)
         w->backend->destroy(w->backend);

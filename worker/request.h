@@ -7,6 +7,8 @@
 
 #include <stdint.h>
 
+typedef enum { DS_SPEC_AUTO, DS_SPEC_OFF, DS_SPEC_MAX } ds_spec_mode;
+
 /* Sampling and limits of one request; ranges as in proto/dspark.proto. */
 typedef struct ds_req {
     uint64_t id;           /* chosen by the caller, unique among live requests */
@@ -28,6 +30,8 @@ typedef struct ds_req {
     int n_logprobs;      /* -1 none, 0..DS_MAX_TOP_LOGPROBS */
     int prompt_logprobs; /* -1 none, 0..DS_MAX_TOP_LOGPROBS; position 0 has none. Skips the prefix cache */
     int priority;        /* smaller first; ties by arrival */
+    ds_spec_mode spec;   /* AUTO: scheduled; OFF: never drafted; MAX: every draft is verified */
+    int max_draft;       /* drafts verified at once; 0: the worker's */
 } ds_req;
 
 typedef enum {

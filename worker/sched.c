@@ -160,6 +160,7 @@ static void stop_running(ds_sched *s, ds_seq *q, int suspect)
     s->slot[s->n_slot++] = q->slot;
     q->slot = -1;
     q->n_pages = q->n_published = q->n_computed = 0;
+    q->n_draft = q->n_verify = 0;
     q->chain = DS_KV_ROOT;
 }
 
@@ -199,9 +200,28 @@ static int reserve(ds_sched *s, ds_seq *q, int tokens)
     return 1;
 }
 
+/* Pages for drafts, as far as there are free ones: speculation never makes another sequence give way. */
+static void reserve_drafts(ds_sched *s, ds_seq *q)
+{
+    int want = q->n + q->n_verify + s->conf.lookahead;
+    want = want < s->conf.max_len ? want : s->conf.max_len;
+    for (int need = pages_for(s, want); s->conf.lookahead && q->n_pages < need;) {
+        int32_t p = ds_kv_take(s->kv);
+        if (p < 0)
+            break;
+        pages_of(s, q)[q->n_pages++] = p;
+    }
+    int room = ds_sched_room(s, q) - q->n;
+    q->n_verify = q->n_verify < room ? q->n_verify : room;
+}
+
 static ds_plan_item item_of(const ds_seq *q, int rows)
 {
-    ds_plan_item it = {.seq = (ds_seq *)q, .rows = rows, .n_sample = rows == ds_seq_pending(q)};
+    int verify = rows - ds_seq_pending(q);
+    ds_plan_item it = {.seq = (ds_seq *)q,
+                       .rows = rows,
+                       .n_sample = verify >= 0 ? 1 + verify : 0,
+                       .n_verify = verify > 0 ? verify : 0};
     if (ds_seq_scoring(q)) { /* row r reports position n_computed + r + 1 of the prompt */
         int first = q->n_scored - 1 - q->n_computed, end = q->req.n_prompt - 1 - q->n_computed;
         end = end < rows ? end : rows;
@@ -218,7 +238,8 @@ static void plan_rows(ds_sched *s, ds_seq *q)
 {
     ds_plan *p = &s->plan;
     int rows = s->conf.max_step_rows - p->rows, logits = s->conf.max_logit_rows - p->logits;
-    rows = ds_seq_pending(q) < rows ? ds_seq_pending(q) : rows;
+    int want = ds_seq_pending(q) + (ds_seq_pending(q) == 1 ? q->n_verify : 0);
+    rows = want < rows ? want : rows;
     ds_plan_item it = item_of(q, rows);
     while (rows > 0 && it.n_score + it.n_sample > logits)
         it = item_of(q, --rows);
@@ -303,8 +324,10 @@ const ds_plan *ds_sched_plan(ds_sched *s)
     ds_plan *p = &s->plan;
     p->n = p->rows = p->logits = 0;
     for (int i = 0; i < s->n_run; i++) /* a victim comes after run[i]: what is planned stays */
-        if (ds_seq_pending(s->run[i]) == 1 && reserve(s, s->run[i], s->run[i]->n))
+        if (ds_seq_pending(s->run[i]) == 1 && reserve(s, s->run[i], s->run[i]->n)) {
+            reserve_drafts(s, s->run[i]);
             plan_rows(s, s->run[i]);
+        }
     p->decode_rows = p->rows;
     for (int i = 0; i < s->n_run; i++)
         if (ds_seq_pending(s->run[i]) > 1)
@@ -326,6 +349,18 @@ void ds_sched_publish(ds_sched *s, ds_seq *q)
         int i = q->n_published;
         pages[i] = ds_kv_publish(s->kv, pages[i], q->chain, q->tokens + (size_t)i * (size_t)pt, &q->chain);
     }
+}
+
+ds_seq *const *ds_sched_running(const ds_sched *s, int *ret_n)
+{
+    *ret_n = s->n_run;
+    return s->run;
+}
+
+int ds_sched_room(const ds_sched *s, const ds_seq *q)
+{
+    int room = q->n_pages * s->conf.kv.page_tokens;
+    return room < s->conf.max_len ? room : s->conf.max_len;
 }
 
 const int32_t *ds_sched_page_table(const ds_sched *s, int *ret_stride)

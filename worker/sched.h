@@ -19,14 +19,15 @@ typedef struct ds_sched_conf {
     int max_seqs, max_step_rows, max_logit_rows, max_queue; /* max_seqs <= both row budgets */
     int max_len;                                            /* positions of one sequence; they fit the pool */
     ds_kv_conf kv;
+    int lookahead; /* positions a draft block may write beyond the rows of a step; 0: no speculation */
 } ds_sched_conf;
 
 /* Rows of one sequence in the step: positions n_computed .. n_computed + rows - 1. Logits are wanted of
  * n_score rows from the row `score_at` on, whose tokens are given (prompt log-probabilities), then of the
- * last n_sample rows. */
+ * last n_sample rows, of which the last n_verify hold drafts (tokens of positions seq->n on). */
 typedef struct ds_plan_item {
     ds_seq *seq;
-    int rows, score_at, n_score, n_sample;
+    int rows, score_at, n_score, n_sample, n_verify;
 } ds_plan_item;
 
 typedef struct ds_plan {
@@ -60,6 +61,10 @@ const ds_plan *ds_sched_plan(ds_sched *s);
  * a NaN anywhere before it would have shown there. */
 void ds_sched_publish(ds_sched *s, ds_seq *q);
 
+/* ds_sched_running: the running sequences in order. Valid until the next call. */
+ds_seq *const *ds_sched_running(const ds_sched *s, int *ret_n);
+/* ds_sched_room: positions whose pages q holds. */
+int ds_sched_room(const ds_sched *s, const ds_seq *q);
 const int32_t *ds_sched_page_table(const ds_sched *s, int *ret_stride); /* [max_seqs, stride] */
 void ds_sched_get_counts(const ds_sched *s, ds_sched_counts *ret);
 /* ds_sched_audit: references equal page table entries, lists and counts agree; DS_EBUG. For tests. */

@@ -8,6 +8,7 @@
 #define DS_WORKER_SEQ_H
 
 #include "worker/request.h"
+#include "worker/spec.h"
 
 #include <stddef.h>
 
@@ -28,6 +29,12 @@ typedef struct ds_seq {
     int n_stop;
     int penalized; /* 1: seen is kept */
     ds_seen seen;
+
+    /* Kept by speculate.c: drafts on offer for positions n.., and how many the next step verifies. */
+    int n_draft, n_verify;
+    int32_t draft[DS_MAX_BLOCK];
+    float survival[DS_MAX_BLOCK]; /* probability that drafts 1..k are all accepted */
+    int n_accepted, n_rejected;   /* verified drafts that were emitted, and the others, over its life */
 
     /* Kept by sched.c. */
     int slot, n_pages, n_published; /* slot -1: waiting */

@@ -21,6 +21,7 @@ struct ds_serve {
     uint64_t deadline_ns; /* 0: none */
     /* scratch of one Tokens frame */
     int32_t ids[CHUNK];
+    uint32_t accepted[CHUNK];
     ds_pb_logprob logprob[CHUNK], *logprobs[CHUNK];
     ds_pb_top top[CHUNK][DS_MAX_TOP_LOGPROBS], *tops[CHUNK][DS_MAX_TOP_LOGPROBS];
 };
@@ -80,6 +81,13 @@ static void post_tokens(ds_serve *s, const ds_event *ev)
             t.logprobs = s->logprobs;
             t.n_logprobs = (size_t)n;
         }
+        if (ev->n_accepted > 0) {
+            for (int i = 0; i < n; i++)
+                s->accepted[i] = at + i < ev->n_accepted;
+            t.accepted_draft = s->accepted;
+            t.n_accepted_draft = (size_t)n;
+        }
+        t.rejected_draft = at ? 0 : (uint32_t)ev->n_rejected;
         ds_link_tokens(s->link, ev->id, &t);
     }
 }
@@ -94,6 +102,8 @@ static void post_done(ds_serve *s, const ds_event *ev)
     d.prompt_tokens = (uint32_t)ev->n_prompt;
     d.output_tokens = (uint32_t)ev->n_output;
     d.cached_tokens = (uint32_t)ev->n_cached;
+    d.accepted_draft_tokens = (uint32_t)ev->accepted;
+    d.rejected_draft_tokens = (uint32_t)ev->rejected;
     s->live[ev->id % SLOT_STRIDE].id = 0;
     ds_link_done(s->link, ev->id, &d);
 }
@@ -146,6 +156,10 @@ static ds_req to_req(uint64_t id, const ds_pb_submit *m)
         .n_logprobs = p->logprobs,
         .prompt_logprobs = p->prompt_logprobs,
         .priority = m->priority,
+        .spec = m->speculation && m->speculation->mode == DSPARK__V1__SPECULATION__MODE__OFF   ? DS_SPEC_OFF
+                : m->speculation && m->speculation->mode == DSPARK__V1__SPECULATION__MODE__MAX ? DS_SPEC_MAX
+                                                                                               : DS_SPEC_AUTO,
+        .max_draft = m->speculation ? (int)m->speculation->max_draft : 0,
     };
 }
 
@@ -210,6 +224,18 @@ static void flush(ds_serve *s)
     p.busy_ns = e.busy_ns;
     p.last_step_ns = e.last_step_ns;
     p.rows = e.rows;
+    p.draft_tokens = e.spec.verified;
+    p.accepted_tokens = e.spec.accepted;
+    p.draft_rounds = e.spec.rounds;
+    p.draft_passes = e.spec.passes;
+    p.draft_skips = e.spec.skips;
+    p.draft_ns = e.spec.draft_ns;
+    p.proposed_tokens = e.spec.drafted;
+    p.draft_tokens_at = e.spec.verified_at;
+    p.accepted_tokens_at = e.spec.accepted_at;
+    while (p.n_draft_tokens_at < DS_MAX_BLOCK && e.spec.verified_at[p.n_draft_tokens_at])
+        p.n_draft_tokens_at++;
+    p.n_accepted_tokens_at = p.n_draft_tokens_at;
     ds_link_flush(s->link, &p);
 }
 

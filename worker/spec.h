@@ -10,6 +10,14 @@
 
 enum { DS_MAX_BLOCK = 32 }; /* drafted tokens per request and round */
 
+typedef struct ds_spec_stats {
+    uint64_t rounds, drafted, verified,
+        accepted;           /* rounds: steps of a request with at least one verified draft */
+    uint64_t passes, skips; /* draft passes; steps in which drafting was left out as a loss */
+    uint64_t verified_at[DS_MAX_BLOCK], accepted_at[DS_MAX_BLOCK];
+    uint64_t draft_ns;
+} ds_spec_stats;
+
 /* Step cost of B rows, made at start: seconds of the whole engine step (draft, verify, overhead). */
 typedef struct ds_cost_table {
     const int *rows;       /* [n] ascending, >= 1 */

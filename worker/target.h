@@ -14,8 +14,19 @@ typedef struct ds_target {
     ds_code (*sample)(void *device, const ds_sample_args *a);
 } ds_target;
 
-/* ds_engine_create_on: ds_engine_create over any target; copies *target. */
-ds_code ds_engine_create_on(const ds_engine_conf *conf, const ds_target *target, ds_event_fn fn, void *ctx,
-                            ds_engine **ret, ds_err *err);
+/* ds_drafter: the same of a draft. */
+typedef struct ds_drafter {
+    void *draft;
+    int block; /* drafts of one pass, 1..DS_MAX_BLOCK */
+    ds_code (*kv_alloc)(void *draft, int pages, int page_tokens, ds_kv_pool *ret, ds_err *err);
+    void (*kv_free)(void *draft, ds_kv_pool *kv);
+    ds_code (*context)(void *draft, const ds_kv_pool *kv, const ds_rows *rows, const float *taps,
+                       const int32_t *pick, ds_err *err);
+    ds_code (*propose)(void *draft, const ds_kv_pool *kv, const ds_draft_batch *b, ds_err *err);
+} ds_drafter;
+
+/* ds_engine_create_on: ds_engine_create over any target and drafter (NULL: none); copies both. */
+ds_code ds_engine_create_on(const ds_engine_conf *conf, const ds_target *target, const ds_drafter *drafter,
+                            ds_event_fn fn, void *ctx, ds_engine **ret, ds_err *err);
 
 #endif

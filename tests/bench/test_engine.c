@@ -58,7 +58,7 @@ static void measure(int seqs, float repetition)
     ds_err err = {0};
     long tokens = 0;
     int work;
-    CHECK_OK(ds_engine_create_on(&conf, &target, on_event, &tokens, &e, &err), err);
+    CHECK_OK(ds_engine_create_on(&conf, &target, NULL, on_event, &tokens, &e, &err), err);
     int32_t *prompt = calloc(CONTEXT, sizeof *prompt);
     for (int id = 0; id < seqs; id++) {
         for (int i = 0; i < CONTEXT; i++)

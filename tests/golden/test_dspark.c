@@ -41,7 +41,7 @@ static void pair_open(pair *p, const char *head)
     CHECK_OK(ds_model_open(p->target_dir, &opts, p->b, &p->model, &err), err);
     CHECK_OK(ds_draft_open(p->draft_dir, p->model, 16, 2, p->b, &p->draft, &err), err);
     CHECK_OK(ds_model_kv_alloc(p->model, PAGES, PAGE, &p->kv, &err), err);
-    CHECK_OK(ds_draft_kv_alloc(p->draft, DS_F32, PAGES, PAGE, &p->draft_kv, &err), err);
+    CHECK_OK(ds_draft_kv_alloc(p->draft, PAGES, PAGE, &p->draft_kv, &err), err);
 }
 
 static void pair_close(pair *p)

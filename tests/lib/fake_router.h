@@ -20,6 +20,8 @@ typedef struct fake_router {
     char dir[64], endpoint[128];
     void *zctx, *sock;
     int lock;
+    int lenient; /* 1: on a thread of its own, where a failed CHECK has nowhere to go: a gone peer is no error
+                  */
     ds_peer peer; /* who sent the last frame */
     ds_frame f;
 } fake_router;
@@ -38,6 +40,8 @@ static inline void router_unbind(fake_router *r)
     zmq_close(r->sock);
     close(r->lock);
     r->sock = NULL;
+    for (int i = 0; i < 1000 && access(r->endpoint + 6, F_OK) == 0; i++)
+        usleep(1000); /* ZeroMQ removes the path later, and would remove that of the next bind */
 }
 
 static inline void router_open(fake_router *r)
@@ -94,7 +98,8 @@ static inline void router_send(fake_router *r, Dspark__V1__Envelope__BodyCase ki
 {
     ds_err err = {0};
     ds_pb_envelope env = ds_frame_wrap(kind, body);
-    CHECK_OK(ds_frame_send(r->sock, &r->peer, &env, &err), err);
+    ds_code code = ds_frame_send(r->sock, &r->peer, &env, &err);
+    CHECK_MSG(r->lenient || code == DS_OK, "sending %s: %s", ds_frame_kind(&env), err.msg);
 }
 
 static inline void router_hello(fake_router *r, ds_pb_caps *caps)

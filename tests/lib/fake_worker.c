@@ -4,7 +4,7 @@
 #include "base/conf.h"
 #include "base/log.h"
 #include "proto/socket.h"
-#include "tests/lib/hash_target.h"
+#include "tests/lib/hash_draft.h"
 #include "worker/exit.h"
 #include "worker/link_int.h"
 #include "worker/serve.h"
@@ -19,7 +19,8 @@
 typedef struct options {
     char *connect, *name, *model, *fault, *log_level;
     int64_t vocab, first_token, eos, eos_odds, max_positions, max_seqs, max_queue, max_step_rows, kv_pages,
-        step_us, fault_after, poison, heartbeat_ms, router_timeout_ms, parent_pid;
+        step_us, draft_block, fault_after, poison, heartbeat_ms, router_timeout_ms, parent_pid;
+    double draft_right;
 } options;
 
 #define O(field) offsetof(options, field)
@@ -38,6 +39,10 @@ static const ds_conf_key g_keys[] = {
     {"max_step_rows", DS_CONF_INT, O(max_step_rows), "4096", 1, 65536, NULL, "rows", "rows of a step"},
     {"kv_pages", DS_CONF_INT, O(kv_pages), "16384", 1, 1 << 20, NULL, "pages", "pages of the KV pool"},
     {"step_us", DS_CONF_INT, O(step_us), "0", 0, 60000000, NULL, "us", "time of one step"},
+    {"draft_block", DS_CONF_INT, O(draft_block), "0", 0, DS_MAX_BLOCK, NULL, "tokens",
+     "drafts a pass; 0: none"},
+    {"draft_right", DS_CONF_FLOAT, O(draft_right), "0.7", 0, 1, NULL, "",
+     "probability that a draft is right"},
     {"fault", DS_CONF_ENUM, O(fault), "none", 0, 0, "none|die|stop|wedge|garbage|nan|bad_id|lost", "",
      "what goes wrong"},
     {"fault_after", DS_CONF_INT, O(fault_after), "0", 0, 1 << 30, NULL, "tokens", "when it goes wrong"},
@@ -126,7 +131,8 @@ static void on_event(void *ctx, const ds_event *ev)
 static ds_code serve(const options *o, int signal_fd, ds_err *err)
 {
     hash_target fake;
-    int rows = (int)(o->max_seqs > 64 ? o->max_seqs : 64);
+    int block = (int)o->draft_block, rows = (int)(o->max_seqs > 64 ? o->max_seqs : 64) * (1 + block);
+    hash_draft draft;
     ds_target target = hash_init(&fake, (int)o->vocab, (int)o->max_positions, rows);
     fake.first = (int)(o->first_token < o->vocab ? o->first_token : 0);
     fake.span = (int)o->vocab - fake.first;
@@ -143,10 +149,12 @@ static ds_code serve(const options *o, int signal_fd, ds_err *err)
                          .kv_pages = (int)o->kv_pages,
                          .page_tokens = 16,
                          .prefix_cache = 1,
+                         .spec = DS_SPEC_MAX,
                          .clock = ds_clock_system()};
     ds_engine *engine;
     DS_TRY(ds_serve_create(&g.serve, err));
-    DS_TRY(ds_engine_create_on(&ec, &target, on_event, NULL, &engine, err));
+    ds_drafter drafter = hash_draft_init(&draft, &fake, block, o->draft_right);
+    DS_TRY(ds_engine_create_on(&ec, &target, block ? &drafter : NULL, on_event, NULL, &engine, err));
     char name[64];
     snprintf(name, sizeof name, "fake-%d", (int)getpid());
     ds_pb_caps caps = DSPARK__V1__CAPABILITIES__INIT;
@@ -155,6 +163,8 @@ static ds_code serve(const options *o, int signal_fd, ds_err *err)
     caps.arch = (char *)"Hash";
     caps.device = (char *)"none";
     caps.weights = (char *)"none";
+    caps.draft = (char *)(block ? "oracle" : "");
+    caps.max_draft = (uint32_t)block;
     caps.vocab = (uint32_t)o->vocab;
     caps.max_positions = (uint32_t)ds_engine_max_len(engine);
     caps.max_seqs = (uint32_t)o->max_seqs;

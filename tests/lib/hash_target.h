@@ -39,7 +39,7 @@ static inline ds_code hash_kv_alloc(void *model, int pages, int page_tokens, ds_
 {
     hash_target *t = model;
     t->layer.k = calloc((size_t)pages * (size_t)page_tokens, sizeof(uint64_t));
-    *ret = (ds_kv_pool){&t->layer, pages, page_tokens};
+    *ret = (ds_kv_pool){&t->layer, 1, pages, page_tokens};
     return t->layer.k ? DS_OK : ds_err_set(err, DS_ENOMEM, "no memory for %d pages", pages);
 }
 

@@ -173,7 +173,7 @@ static void start_world(world *w, uint64_t seed)
     w->fake.poison_mod = rnd(w, 3) ? 0 : 301;
     w->c = calloc(MAX_REQS, sizeof *w->c);
     ds_err err = {0};
-    CHECK_OK(ds_engine_create_on(c, &target, on_event, w, &w->e, &err), err);
+    CHECK_OK(ds_engine_create_on(c, &target, NULL, on_event, w, &w->e, &err), err);
 }
 
 static void end_world(world *w)
@@ -258,7 +258,7 @@ DS_TEST(soak_ten_thousand_requests_in_constant_memory)
     int done = 0, sent = 0, work = 1;
     ds_engine *e;
     ds_err err = {0};
-    CHECK_OK(ds_engine_create_on(&conf, &target, count_done, &done, &e, &err), err);
+    CHECK_OK(ds_engine_create_on(&conf, &target, NULL, count_done, &done, &e, &err), err);
     size_t early = 0;
     while (done < 10000) {
         int32_t prompt[80];

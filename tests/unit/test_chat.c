@@ -177,6 +177,7 @@ static void check_detect(const char *name, const char *text, ds_code code, ds_ch
     make_dir(dir, name, text);
     CHECK_EQ(ds_chat_detect(dir, &got, &err), code);
     CHECK_EQ(got, kind);
+    CHECK_EQ(err.code, code);
     snprintf(path, sizeof path, "%s/%s", dir, name);
     CHECK_EQ(unlink(path), 0);
     CHECK_EQ(rmdir(dir), 0);

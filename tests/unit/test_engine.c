@@ -54,7 +54,7 @@ static bench *start(int seqs, int rows, int pages, int page_tokens, int position
                                .clock = {tick, &g_now}};
     ds_target t = fake_init(&b->fake, &b->conf, positions);
     b->cancel_on_token_of = UINT64_MAX;
-    CHECK_OK(ds_engine_create_on(&b->conf, &t, on_event, b, &b->e, &err), err);
+    CHECK_OK(ds_engine_create_on(&b->conf, &t, NULL, on_event, b, &b->e, &err), err);
     return b;
 }
 
@@ -484,7 +484,7 @@ DS_TEST(impossible_configurations_are_refused_by_name)
         ds_engine *e;
         ds_err err = {0};
         memcpy((char *)&c + bad[i].offset, &bad[i].value, sizeof(int));
-        CHECK_EQ(ds_engine_create_on(&c, &t, on_event, 0, &e, &err), DS_EINVAL);
+        CHECK_EQ(ds_engine_create_on(&c, &t, NULL, on_event, 0, &e, &err), DS_EINVAL);
         CHECK_STR(err.field, bad[i].field);
     }
     fake_fini(&fake);

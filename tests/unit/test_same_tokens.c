@@ -1,7 +1,8 @@
 /* Same seed, same tokens: 32 mixed requests through the real model on the CPU, bit for bit the same tokens
- * and log-probabilities alone, together, in other chunks, after a prefix hit, after preemption and after a
- * resume. */
+ * and log-probabilities alone, together, in other chunks, after a prefix hit, after preemption, after a
+ * resume, and with every kind of draft under every schedule. */
 #include "tests/lib/test.h"
+#include "tests/lib/tiny_pair.h"
 #include "worker/engine.h"
 
 #include <math.h>
@@ -20,6 +21,8 @@ typedef struct answer {
 typedef struct house { /* a model, the requests, and what each gave alone */
     ds_backend *b;
     ds_model *m;
+    ds_draft *draft; /* NULL: plain decoding */
+    ds_spec_mode spec;
     ds_req q[N];
     int32_t prompt[N][MAX_PROMPT], stop[2], bias_id[2];
     float bias[2];
@@ -46,13 +49,16 @@ static void on_event(void *ctx, const ds_event *ev)
     }
 }
 
-static void open_house(house *h, const char *folder, const char *weights)
+static void open_house(house *h, const char *dir, const char *weights, const int *taps, int n_taps)
 {
-    char dir[512];
     ds_err err = {0};
-    snprintf(dir, sizeof dir, "%s/tests/golden/data/%s", DS_SOURCE_DIR, folder);
     CHECK_OK(ds_backend_open("cpu", 2, NULL, &h->b, &err), err);
-    ds_model_opts opts = {.max_rows = ROWS, .max_logit_rows = ROWS, .weights = weights, .kv_dtype = "auto"};
+    ds_model_opts opts = {.max_rows = ROWS,
+                          .max_logit_rows = ROWS,
+                          .weights = weights,
+                          .kv_dtype = "auto",
+                          .taps = taps,
+                          .n_taps = n_taps};
     CHECK_OK(ds_model_open(dir, &opts, h->b, &h->m, &err), err);
     int vocab = ds_model_get_info(h->m)->vocab;
     for (int id = 0; id < N; id++) {
@@ -112,11 +118,12 @@ static ds_engine *make(house *h, plan p)
                            .kv_pages = p.pages,
                            .page_tokens = p.page_tokens,
                            .prefix_cache = p.cache,
+                           .spec = h->spec,
                            .clock = ds_clock_system()};
     ds_engine *e;
     ds_err err = {0};
     memset(h->got, 0, sizeof h->got);
-    CHECK_OK(ds_engine_create(&conf, h->m, h->b, on_event, h, &e, &err), err);
+    CHECK_OK(ds_engine_create_drafted(&conf, h->m, h->draft, h->b, on_event, h, &e, &err), err);
     return e;
 }
 
@@ -230,7 +237,9 @@ static void same_tokens(const char *folder, const char *weights)
     static house house_;
     house *h = &house_;
     memset(h, 0, sizeof *h);
-    open_house(h, folder, weights);
+    char dir[512];
+    snprintf(dir, sizeof dir, "%s/tests/golden/data/%s", DS_SOURCE_DIR, folder);
+    open_house(h, dir, weights, NULL, 0);
     all_alone(h);
     all_together(h, (plan){N, ROWS, ROWS, 600, 16, 0}, "batch of 32");
     all_together(h, (plan){N, 37, 33, 600, 16, 0}, "chunks of 37 rows");
@@ -257,4 +266,57 @@ DS_TEST(same_tokens_bf16)
 DS_TEST(same_tokens_int8)
 {
     same_tokens("qwen3-bf16-wide", "int8");
+}
+
+/* Random tiny drafts agree with the target now and then: enough to exercise acceptance, rejection and
+ * rollback. */
+static void same_tokens_drafted(const char *head)
+{
+    static house house_;
+    static const int taps[] = {0, 2};
+    house *h = &house_;
+    char dir[64] = "/tmp/dspark-same-XXXXXX", target[80], draft[80], cmd[96];
+    ds_err err = {0};
+    memset(h, 0, sizeof *h);
+    CHECK(mkdtemp(dir) != NULL);
+    snprintf(target, sizeof target, "%s/target", dir);
+    snprintf(draft, sizeof draft, "%s/draft", dir);
+    tiny_write_target(target);
+    tiny_write_draft(draft, head, "");
+    open_house(h, target, "auto", taps, 2);
+    all_alone(h);
+    CHECK_OK(ds_draft_open(draft, h->m, ROWS, N, h->b, &h->draft, &err), err);
+    h->spec = DS_SPEC_MAX;
+    ds_spec_stats s = all_together(h, (plan){N, ROWS, ROWS, 600, 16, 0}, "drafted batch of 32").spec;
+    printf("  %llu drafts verified, %llu accepted\n", (unsigned long long)s.verified,
+           (unsigned long long)s.accepted);
+    CHECK(s.verified > 500 && s.accepted > 20 && s.accepted < s.verified);
+    all_together(h, (plan){N, 37, 33, 600, 16, 0}, "drafted chunks of 37 rows");
+    all_together(h, (plan){5, 11, 9, 600, 16, 1}, "drafted chunks of 11 rows");
+    CHECK(all_together(h, (plan){N, 96, 64, 14, 16, 1}, "drafted preemption").preemptions > 0);
+    after_prefix_hit(h);
+    after_resume(h);
+    h->spec = DS_SPEC_AUTO;
+    all_together(h, (plan){N, ROWS, ROWS, 600, 16, 0}, "scheduled batch of 32");
+    all_together(h, (plan){N, 96, 64, 14, 16, 1}, "scheduled preemption");
+    ds_draft_close(h->draft);
+    ds_model_close(h->m);
+    h->b->destroy(h->b);
+    snprintf(cmd, sizeof cmd, "rm -rf '%s'", dir);
+    CHECK_EQ(system(cmd), 0);
+}
+
+DS_TEST(same_tokens_drafted_vanilla)
+{
+    same_tokens_drafted("vanilla");
+}
+
+DS_TEST(same_tokens_drafted_rnn)
+{
+    same_tokens_drafted("rnn");
+}
+
+DS_TEST(same_tokens_drafted_dflash)
+{
+    same_tokens_drafted("none");
 }

@@ -6,6 +6,7 @@
 
 #include "worker/model/qwen3.h"
 
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,6 +17,7 @@ struct ds_draft {
     ds_weights weights;
     ds_backend *backend;
     int max_rows, max_reqs;
+    ds_dtype kv_dtype;                     /* the target's */
     ds_mat fc;                             /* [C, n_taps * C] */
     ds_vec hidden_norm;                    /* [C] */
     ds_mat w1, w2;                         /* [V, r] */
@@ -72,6 +74,37 @@ static void fill_info(ds_draft_info *o, const ds_config *c, ds_dtype kv)
         2 * (size_t)c->layers * (size_t)c->kv_heads * (size_t)c->head_dim * ds_dtype_size(kv);
 }
 
+/* sts.json: {"temperatures": [T_1, ...]}, made by tools/train; without it confidences are taken as they are.
+ */
+static ds_code read_temperatures(const char *dir, ds_draft_info *o, ds_err *err)
+{
+    enum { MAX_BYTES = 1 << 16 };
+    static const char KEY[] = "temperatures";
+    char *text;
+    size_t n;
+    for (int k = 0; k < o->block; k++)
+        o->T[k] = 1.0;
+    ds_code code = ds_file_read(dir, "sts.json", MAX_BYTES, &text, &n, err);
+    if (code == DS_ENOTFOUND)
+        return DS_OK;
+    if (code != DS_OK)
+        return code;
+    json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES, NULL);
+    const json_t *list = json_object_get(root, KEY);
+    free(text);
+    o->calibrated = json_is_array(list) && json_array_size(list) == (size_t)o->block;
+    for (int k = 0; o->calibrated && k < o->block; k++) {
+        double T = json_number_value(json_array_get(list, (size_t)k));
+        o->calibrated = T >= 0.01 && T <= 100.0;
+        o->T[k] = T;
+    }
+    json_decref(root);
+    if (o->calibrated)
+        return DS_OK;
+    return ds_err_field(err, DS_ECORRUPT, KEY, "sts.json: '%s' must be a list of %d numbers in 0.01..100",
+                        KEY, o->block);
+}
+
 ds_code ds_draft_plan(const char *dir, const char *target_dir, ds_draft_info *ret, ds_err *err)
 {
     ds_config c, t;
@@ -79,7 +112,7 @@ ds_code ds_draft_plan(const char *dir, const char *target_dir, ds_draft_info *re
     DS_TRY(ds_config_load(dir, &c, err));
     DS_TRY(check_pair(&c, t.vocab, t.hidden, t.layers, t.kv_heads, t.head_dim, err));
     fill_info(ret, &c, DS_BF16);
-    return DS_OK;
+    return read_temperatures(dir, ret, err);
 }
 
 static ds_code bind_head(ds_draft *d, ds_err *err)
@@ -187,7 +220,9 @@ static ds_code open_on(ds_draft *d, const char *dir, ds_model *target, ds_err *e
                             "draft: 'max_position_embeddings' is %d, the target serves %d positions",
                             c.max_positions, t->max_positions);
     d->conf = c.draft;
+    d->kv_dtype = t->kv_dtype;
     fill_info(&d->info, &c, t->kv_dtype);
+    DS_TRY(read_temperatures(dir, &d->info, err));
     int rows = d->max_reqs * c.draft.block, most = rows > d->max_rows ? rows : d->max_rows;
     ds_model_opts opts = {.max_rows = most, .max_logit_rows = rows, .max_positions = t->max_positions};
     DS_TRY(ds_qwen3_init(&d->q, &c, &opts, "", err));
@@ -248,12 +283,11 @@ const ds_draft_info *ds_draft_get_info(const ds_draft *d)
     return &d->info;
 }
 
-ds_code ds_draft_kv_alloc(ds_draft *d, ds_dtype dtype, int pages, int page_tokens, ds_kv_pool *ret,
-                          ds_err *err)
+ds_code ds_draft_kv_alloc(ds_draft *d, int pages, int page_tokens, ds_kv_pool *ret, ds_err *err)
 {
     const ds_config *c = &d->q.conf;
-    return ds_kv_pool_alloc(d->backend, c->layers, c->kv_heads, c->head_dim, dtype, pages, page_tokens, ret,
-                            err);
+    return ds_kv_pool_alloc(d->backend, c->layers, c->kv_heads, c->head_dim, d->kv_dtype, pages, page_tokens,
+                            ret, err);
 }
 
 void ds_draft_kv_free(ds_draft *d, ds_kv_pool *kv)

@@ -17,6 +17,8 @@ typedef struct ds_draft_info {
     ds_head_kind head;
     int own_tables; /* 1: its embedding or head differs from the target's and was kept */
     size_t kv_bytes_per_token, weight_bytes, scratch_bytes;
+    int calibrated;              /* sts.json was there */
+    double T[DS_MAX_BLOCK_SIZE]; /* [block] its temperatures, else 1 */
 } ds_draft_info;
 
 /* One draft pass over R requests. All arrays are host memory. */
@@ -42,8 +44,8 @@ ds_code ds_draft_open(const char *dir, ds_model *target, int max_rows, int max_r
                       ds_draft **ret, ds_err *err);
 void ds_draft_close(ds_draft *d);
 const ds_draft_info *ds_draft_get_info(const ds_draft *d);
-ds_code ds_draft_kv_alloc(ds_draft *d, ds_dtype dtype, int pages, int page_tokens, ds_kv_pool *ret,
-                          ds_err *err);
+/* ds_draft_kv_alloc: of the target's KV element type. */
+ds_code ds_draft_kv_alloc(ds_draft *d, int pages, int page_tokens, ds_kv_pool *ret, ds_err *err);
 void ds_draft_kv_free(ds_draft *d, ds_kv_pool *kv);
 /* ds_draft_context: context K/V of rows->T rows from taps (device, [T of the step, n_taps*C]); pick [rows->T]
  * (host) is the step row of each. Positions are rows->pos. */

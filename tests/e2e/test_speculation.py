@@ -1,0 +1,140 @@
+"""Speculation through the router: same tokens, exact counts, who wrote which token, metrics, and a worker's death."""
+
+import json
+
+import fake_model
+import pytest
+from conftest import wait_for
+
+BLOCK = 5
+
+
+def want(prompt, n, seed):
+    return fake_model.decode(fake_model.generate(fake_model.encode(prompt), n, seed))
+
+
+def drafting(stage, name="fake-0", *flags):
+    return stage.fake(name, "--draft-block", BLOCK, "--draft-right", 0.7, *flags)
+
+
+@pytest.fixture(scope="module")
+def drafted(tmp_path_factory):
+    import conftest
+
+    s = conftest.Stage(tmp_path_factory.mktemp("drafted"))
+    d = s.router()
+    drafting(s)
+    d.wait_ready()
+    yield d
+    s.end()
+
+
+def complete(d, **fields):
+    status, body = d.post("/v1/completions", {"prompt": "abc", "max_tokens": 100, "seed": 3, "return_speculation": True, **fields})
+    assert status == 200, body
+    return body["choices"][0], body["usage"], body["usage"]["completion_tokens_details"]
+
+
+def test_counts_and_provenance_agree(drafted):
+    choice, usage, details = complete(drafted)
+    assert choice["text"] == want("abc", 100, 3)
+    assert len(choice["accepted_draft"]) == usage["completion_tokens"] == 100
+    assert sum(choice["accepted_draft"]) == details["accepted_prediction_tokens"] > 30
+    assert details["rejected_prediction_tokens"] > 10
+    assert choice["accepted_draft"][0] == 0  # the first token comes from the prompt's pass
+
+
+def test_modes(drafted):
+    for fields, most in [({"mode": "off"}, 0), ({"mode": "max", "max_draft": 1}, 1), ({"mode": "max", "max_draft": 3}, 3),
+                         ({"mode": "max"}, BLOCK)]:
+        choice, _, details = complete(drafted, speculation=fields)
+        assert choice["text"] == want("abc", 100, 3)
+        runs = [len(r) for r in "".join(map(str, choice["accepted_draft"])).split("0")]
+        assert max(runs) == most, (fields, choice["accepted_draft"])
+        assert (details["accepted_prediction_tokens"] > 0) == (most > 0)
+        assert (details["rejected_prediction_tokens"] > 0) == (most > 0)
+
+
+@pytest.mark.parametrize("field,value,names", [
+    ("speculation", {"max_draft": 33}, ["speculation.max_draft", "32"]),
+    ("speculation", {"max_draft": -1}, ["speculation.max_draft", "-1"]),
+    ("speculation", {"max_draft": "7"}, ["speculation.max_draft", "integer"]),
+    ("speculation", {"mode": "always"}, ["speculation.mode", "auto", "off", "max"]),
+    ("speculation", {"depth": 1}, ["speculation.depth"]),
+    ("speculation", "max", ["speculation", "object"]),
+    ("return_speculation", 1, ["return_speculation", "true"]),
+])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_wrong_fields_are_named(drafted, path, field, value, names):
+    body = {"prompt": "x"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "x"}]}
+    status, answer = drafted.post(path, {**body, field: value})
+    assert status == 400 and all(n in answer["error"]["message"] for n in names), answer
+
+
+def stream(d, path, body):
+    status, text, _ = d.request("POST", path, {**body, "stream": True, "stream_options": {"include_usage": True},
+                                               "return_speculation": True, "return_token_ids": True})
+    assert status == 200, text
+    events = [json.loads(e[6:]) for e in text.split("\n\n") if e.startswith("data: {")]
+    assert not [e for e in events if "error" in e], events[-1]
+    ids, flags = [], []
+    for e in events:
+        for c in e["choices"]:
+            assert len(c["token_ids"]) == len(c["accepted_draft"])
+            ids += c["token_ids"]
+            flags += c["accepted_draft"]
+    return ids, flags, events[-1]["usage"]
+
+
+def check(ids, flags, usage, n):
+    assert len(ids) == usage["completion_tokens"] == n
+    assert sum(flags) == usage["completion_tokens_details"]["accepted_prediction_tokens"] > 0
+
+
+def test_streams(drafted):
+    ids, flags, usage = stream(drafted, "/v1/completions", {"prompt": "abc", "max_tokens": 100, "seed": 3})
+    assert fake_model.decode(ids) == want("abc", 100, 3)
+    check(ids, flags, usage, 100)
+    ids, flags, usage = stream(drafted, "/v1/chat/completions",
+                               {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 50, "seed": 3})
+    check(ids, flags, usage, 50)
+
+
+def test_stop_string_inside_a_block(drafted):
+    """What was drafted behind the stop counts as rejected; what is shown is exactly what plain decoding shows."""
+    text = want("abc", 100, 3)
+    for at in range(10, 30):
+        stop = text[at:at + 2]
+        end = text.index(stop) + 2
+        choice, usage, details = complete(drafted, stop=stop)
+        assert choice["text"] == text[:end - 2] and usage["completion_tokens"] == end
+        assert sum(choice["accepted_draft"]) == details["accepted_prediction_tokens"]
+
+
+def test_metrics(drafted):
+    complete(drafted)
+    page = lambda name: drafted.metric(name)
+    wait_for(lambda: page("vllm:spec_decode_num_drafts_total") > 0, what="metrics")
+    text = drafted.get("/metrics")[1]
+    assert 'vllm:spec_decode_num_accepted_tokens_per_pos_total{model_name="tiny",worker="fake-0",position="0"}' in text
+    assert f'position="{BLOCK - 1}"' in text and f'position="{BLOCK}"' not in text
+    assert page("vllm:spec_decode_num_accepted_tokens_per_pos_total") == page("vllm:spec_decode_num_accepted_tokens_total")
+    assert page("dspark_spec_decode_num_draft_tokens_per_pos_total") == page("vllm:spec_decode_num_draft_tokens_total")
+    assert page("dspark_worker_draft_passes_total") >= page("vllm:spec_decode_num_drafts_total")
+
+
+def test_counts_survive_a_worker(stage):
+    """The accepted drafts of both workers are counted, the tokens are the same."""
+    d = stage.router()
+    first = drafting(stage, "first", "--step-us", 5000, "--fault", "die", "--fault-after", 150)
+    d.wait_ready()
+    drafting(stage, "second", "--step-us", 1000)
+    wait_for(lambda: d.metric("dspark_workers") == 2, what="two workers")
+    moved = 0
+    for seed in range(4):
+        ids, flags, usage = stream(d, "/v1/completions", {"prompt": "abc", "max_tokens": 200, "seed": seed})
+        assert fake_model.decode(ids) == want("abc", 200, seed)
+        check(ids, flags, usage, 200)
+        assert sum(flags) > 60
+        moved = d.metric("dspark_moved_total")
+    assert moved == 1 and first.process.poll() is not None
