@@ -118,13 +118,17 @@ static void take_stats(const ds_pb_stats *s, ds_view_worker *w)
                           .failed = (double)s->failed,
                           .draft_tokens = (double)s->draft_tokens,
                           .accepted_tokens = (double)s->accepted_tokens,
+                          .draft_rounds = (double)s->draft_rounds,
+                          .proposed_tokens = (double)s->proposed_tokens,
                           .busy_s = (double)s->busy_ns / 1e9,
                           .last_step_s = (double)s->last_step_ns / 1e9,
                           .rss_bytes = (double)s->rss_bytes,
                           .output_rate = NAN,
                           .prompt_rate = NAN,
                           .step_rate = NAN,
-                          .busy_share = NAN};
+                          .busy_share = NAN,
+                          .accepted_length = NAN,
+                          .acceptance = NAN};
     snprintf(w->name, sizeof w->name, "%s", s->worker);
 }
 

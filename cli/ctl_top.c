@@ -99,6 +99,10 @@ static ds_code draw(top *t, const ds_ctl *c, const char *trouble, ds_buf *out)
     double busy = isfinite(w->busy_share) ? w->busy_share / fmax(t->now.n_workers, 1) : 0;
     snprintf(figures, sizeof figures, "%.0f%%", 100 * busy);
     DS_TRY(put_bar(t, "busy", busy, figures, 35, out));
+    if (isfinite(w->accepted_length)) {
+        snprintf(figures, sizeof figures, "%.2f tok/step, %.0f%%", w->accepted_length, 100 * w->acceptance);
+        DS_TRY(put_bar(t, "drafts", w->acceptance, figures, 36, out));
+    }
     DS_TRY(ds_buf_puts(out, "\033[K\r\n"));
     DS_TRY(put_table(t, out));
     if (trouble)

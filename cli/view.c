@@ -30,6 +30,8 @@ static const struct {
     FIELD("failed_total", failed),
     FIELD("draft_tokens_total", draft_tokens),
     FIELD("accepted_tokens_total", accepted_tokens),
+    FIELD("draft_rounds_total", draft_rounds),
+    FIELD("draft_proposed_tokens_total", proposed_tokens),
     FIELD("busy_seconds_total", busy_s),
     FIELD("last_step_seconds", last_step_s),
     FIELD("rss_bytes", rss_bytes),
@@ -52,14 +54,20 @@ static ds_view_worker *worker_named(ds_view *v, const char *name)
     ds_view_worker *w = &v->worker[v->n_workers++];
     memset(w, 0, sizeof *w);
     w->output_rate = w->prompt_rate = w->step_rate = w->busy_share = NAN;
+    w->accepted_length = w->acceptance = NAN;
     snprintf(w->name, sizeof w->name, "%s", name);
     return w;
 }
 
 static void clear_total(ds_view *v)
 {
-    v->total = (ds_view_worker){
-        .name = "total", .output_rate = NAN, .prompt_rate = NAN, .step_rate = NAN, .busy_share = NAN};
+    v->total = (ds_view_worker){.name = "total",
+                                .output_rate = NAN,
+                                .prompt_rate = NAN,
+                                .step_rate = NAN,
+                                .busy_share = NAN,
+                                .accepted_length = NAN,
+                                .acceptance = NAN};
 }
 
 void ds_view_from_metrics(const ds_prom *p, uint64_t at_ns, ds_view *ret)
@@ -93,12 +101,25 @@ static double rate(double before, double now, double seconds)
     return now < before || seconds <= 0 ? NAN : (now - before) / seconds;
 }
 
+/* rounds: steps of a request that verified drafts; each emits the accepted ones and one from the target. */
+static void worker_drafts(ds_view_worker *w, double rounds, double drafts, double accepted)
+{
+    w->accepted_length = rounds > 0 ? 1 + accepted / rounds : NAN;
+    w->acceptance = drafts > 0 ? accepted / drafts : NAN;
+}
+
 static void worker_rates(const ds_view_worker *before, ds_view_worker *now, double seconds)
 {
     now->output_rate = rate(before->output_tokens, now->output_tokens, seconds);
     now->prompt_rate = rate(before->prompt_tokens, now->prompt_tokens, seconds);
     now->step_rate = rate(before->steps, now->steps, seconds);
     now->busy_share = rate(before->busy_s, now->busy_s, seconds);
+    double rounds = now->draft_rounds - before->draft_rounds;
+    if (rounds > 0)
+        worker_drafts(now, rounds, now->draft_tokens - before->draft_tokens,
+                      now->accepted_tokens - before->accepted_tokens);
+    else
+        worker_drafts(now, now->draft_rounds, now->draft_tokens, now->accepted_tokens);
 }
 
 void ds_view_rates(const ds_view *before, ds_view *now)
@@ -127,6 +148,8 @@ static json_t *worker_json(const ds_view_worker *w)
     json_object_set_new(o, "prompt_tokens_per_s", number(w->prompt_rate));
     json_object_set_new(o, "steps_per_s", number(w->step_rate));
     json_object_set_new(o, "busy_share", number(w->busy_share));
+    json_object_set_new(o, "accepted_length", number(w->accepted_length));
+    json_object_set_new(o, "acceptance", number(w->acceptance));
     return o;
 }
 
@@ -168,7 +191,7 @@ void ds_view_bytes(double v, char *out, size_t n)
     snprintf(out, n, "%.*f%c", unit && fabs(v) < 10 ? 1 : 0, v, units[unit]);
 }
 
-static ds_code put_row(const ds_view_worker *w, const char *state, ds_buf *out)
+static ds_code put_row(const ds_view_worker *w, const char *state, int drafts, ds_buf *out)
 {
     char kv[48], used[16], all[16], output[16], prompt[16], steps[16], total[16], rss[16], busy[16];
     ds_view_count(w->kv_used, used, sizeof used);
@@ -183,19 +206,24 @@ static ds_code put_row(const ds_view_worker *w, const char *state, ds_buf *out)
         snprintf(busy, sizeof busy, "%.0f%%", 100 * w->busy_share);
     else
         snprintf(busy, sizeof busy, "-");
-    return ds_buf_printf(out, "%-24.24s %-6s %5.0f %5.0f %18s %8s %8s %8s %6s %9s %6.0f %7s\n", w->name,
-                         state, w->running, w->waiting, kv, output, prompt, steps, busy, total, w->failed,
-                         rss);
+    DS_TRY(ds_buf_printf(out, "%-24.24s %-6s %5.0f %5.0f %18s %8s %8s %8s %6s %9s %6.0f %7s", w->name, state,
+                         w->running, w->waiting, kv, output, prompt, steps, busy, total, w->failed, rss));
+    if (drafts && isfinite(w->accepted_length))
+        DS_TRY(ds_buf_printf(out, " %6.2f %5.0f%%", w->accepted_length, 100 * w->acceptance));
+    else if (drafts)
+        DS_TRY(ds_buf_printf(out, " %6s %6s", "-", "-"));
+    return ds_buf_puts(out, "\n");
 }
 
 ds_code ds_view_table(const ds_view *v, ds_buf *out)
 {
-    DS_TRY(ds_buf_printf(out, "%-24s %-6s %5s %5s %18s %8s %8s %8s %6s %9s %6s %7s\n", "WORKER", "STATE",
+    int drafts = v->total.proposed_tokens > 0; /* a draft is loaded and was used */
+    DS_TRY(ds_buf_printf(out, "%-24s %-6s %5s %5s %18s %8s %8s %8s %6s %9s %6s %7s%s\n", "WORKER", "STATE",
                          "RUN", "WAIT", "KV TOKENS", "OUT/S", "PROMPT/S", "STEPS/S", "BUSY", "OUTPUT",
-                         "FAILED", "RSS"));
+                         "FAILED", "RSS", drafts ? "    TAU ACCEPT" : ""));
     for (int i = 0; i < v->n_workers; i++)
-        DS_TRY(put_row(&v->worker[i], v->worker[i].up > 0 ? "up" : "down", out));
+        DS_TRY(put_row(&v->worker[i], v->worker[i].up > 0 ? "up" : "down", drafts, out));
     if (v->n_workers != 1)
-        DS_TRY(put_row(&v->total, "", out));
+        DS_TRY(put_row(&v->total, "", drafts, out));
     return DS_OK;
 }

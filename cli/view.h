@@ -17,10 +17,12 @@ typedef struct ds_view_worker {
     double running, waiting, kv_used, kv_total;
     double steps, rows, prompt_tokens, output_tokens, prefix_hit_tokens, preemptions;
     double finished, cancelled, failed;
-    double draft_tokens, accepted_tokens;
+    double draft_tokens, accepted_tokens, draft_rounds, proposed_tokens;
     double busy_s, last_step_s, rss_bytes;
     /* rates since the look before; NAN without one */
     double output_rate, prompt_rate, step_rate, busy_share;
+    /* of drafts verified since the look before, else ever; NAN without any */
+    double accepted_length, acceptance;
 } ds_view_worker;
 
 typedef struct ds_view {

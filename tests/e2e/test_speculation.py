@@ -1,10 +1,11 @@
 """Speculation through the router: same tokens, exact counts, who wrote which token, metrics, and a worker's death."""
 
 import json
+import subprocess
 
 import fake_model
 import pytest
-from conftest import wait_for
+from conftest import BIN, wait_for
 
 BLOCK = 5
 
@@ -22,7 +23,8 @@ def drafted(tmp_path_factory):
     import conftest
 
     s = conftest.Stage(tmp_path_factory.mktemp("drafted"))
-    d = s.router()
+    d = s.router("--rpc", f"ipc://{s.folder}/rpc")
+    d.rpc = f"ipc://{s.folder}/rpc"
     drafting(s)
     d.wait_ready()
     yield d
@@ -121,6 +123,16 @@ def test_metrics(drafted):
     assert page("vllm:spec_decode_num_accepted_tokens_per_pos_total") == page("vllm:spec_decode_num_accepted_tokens_total")
     assert page("dspark_spec_decode_num_draft_tokens_per_pos_total") == page("vllm:spec_decode_num_draft_tokens_total")
     assert page("dspark_worker_draft_passes_total") >= page("vllm:spec_decode_num_drafts_total")
+
+
+@pytest.mark.parametrize("door", ["--url", "--rpc"])
+def test_ctl_shows_the_accepted_length(drafted, door):
+    complete(drafted)
+    where = [door, drafted.url if door == "--url" else drafted.rpc, "--interval-ms", "700"]
+    run = lambda *flags: subprocess.run([BIN / "dsparkctl", "status", *where, *flags], capture_output=True, text=True, check=True).stdout
+    total = json.loads(run("--json"))["total"]
+    assert 2 < total["accepted_length"] < 1 + BLOCK and 0.3 < total["acceptance"] < 0.8
+    assert "TAU" in run()
 
 
 def test_counts_survive_a_worker(stage):
