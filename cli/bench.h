@@ -16,6 +16,7 @@ typedef struct ds_bench_conf {
     double temperature, duration_s;
     int ignore_eos, progress;
     char *model, *random, *dir, *shape, *rows, *isa, *weights, *logits; /* forward, make-model */
+    char *draft, *modes, *svg;                                          /* spec */
     int64_t threads, context, sequences, reps;
 } ds_bench_conf;
 
@@ -38,5 +39,6 @@ void ds_bench_draw_bar(const char *label, double share, const char *text);
 /* Commands; `stop` becomes nonzero on SIGINT and SIGTERM. */
 ds_code ds_bench_load(const ds_bench_conf *conf, const volatile int *stop, ds_err *err);
 ds_code ds_bench_forward(const ds_bench_conf *conf, const volatile int *stop, ds_err *err);
+ds_code ds_bench_spec(const ds_bench_conf *conf, const volatile int *stop, ds_err *err);
 
 #endif

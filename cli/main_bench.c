@@ -18,7 +18,7 @@ static const ds_conf_key KEYS[] = {
     {"api", DS_CONF_ENUM, KEY(api), "auto", .choices = "auto|chat|completions",
      .help = "load: HTTP path; auto is chat for \"turns\", else completions"},
     {"concurrency", DS_CONF_STR, KEY(concurrency), "1,2,4,8", .unit = "1 to 4096 each",
-     .help = "load: requests at once, one run for each number"},
+     .help = "load, spec: requests at once, one run for each number"},
     {"rate", DS_CONF_STR, KEY(rates), NULL, .unit = "1/s",
      .help = "load: open loop instead, arrivals a second, one run for each number"},
     {"arrival", DS_CONF_ENUM, KEY(arrival), "poisson", .choices = "poisson|constant",
@@ -26,19 +26,22 @@ static const ds_conf_key KEYS[] = {
     {"max_outstanding", DS_CONF_INT, KEY(max_outstanding), "512", 1, 4096, .unit = "requests",
      .help = "load: most requests at once in open loop; later ones wait and are counted"},
     {"requests", DS_CONF_INT, KEY(requests), "0", 0, 1e9, .unit = "requests",
-     .help = "load: of each run; 0: by --duration-s, else four a slot and at least 16"},
+     .help = "load, spec: of each run; 0: by --duration-s, else four a slot and at least 16"},
     {"duration_s", DS_CONF_FLOAT, KEY(duration_s), "0", 0, 86400, .unit = "s",
      .help = "load: start nothing later than this in a run; 0: no such limit"},
     {"warmup", DS_CONF_INT, KEY(warmup), "1", 0, 10000, .unit = "requests",
      .help = "load: unmeasured ones first"},
     {"prompts", DS_CONF_STR, KEY(prompts), NULL,
-     .help = "load: JSONL file of {\"prompt\": text or ids} or {\"turns\": [text, ...]}"},
+     .help = "load, spec: JSONL file of {\"prompt\": text or ids} or {\"turns\": [text, ...]}; spec: "
+             "several, parted by "
+             "commas, each a domain"},
     {"prompt_tokens", DS_CONF_INT, KEY(prompt_tokens), "128", 1, 1 << 20, .unit = "tokens",
      .help = "load: length of synthetic prompts, when there is no --prompts"},
     {"max_tokens", DS_CONF_INT, KEY(max_tokens), "128", 1, 1 << 20, .unit = "tokens",
-     .help = "load: of an answer"},
-    {"ignore_eos", DS_CONF_BOOL, KEY(ignore_eos), "false", .help = "load: answers always have --max-tokens"},
-    {"temperature", DS_CONF_FLOAT, KEY(temperature), "0", 0, 2, .help = "load: 0 is greedy"},
+     .help = "load, spec: of an answer"},
+    {"ignore_eos", DS_CONF_BOOL, KEY(ignore_eos), "false",
+     .help = "load, spec: answers always have --max-tokens"},
+    {"temperature", DS_CONF_FLOAT, KEY(temperature), "0", 0, 2, .help = "load, spec: 0 is greedy"},
     {"seed", DS_CONF_INT, KEY(seed), "1", 0, 0x1p53,
      .help = "of synthetic prompts, arrivals, sampling, weights"},
     {"timeout_ms", DS_CONF_INT, KEY(timeout_ms), "600000", 1, 86400000, .unit = "ms",
@@ -46,7 +49,7 @@ static const ds_conf_key KEYS[] = {
     {"progress", DS_CONF_BOOL, KEY(progress), "true", .help = "show a bar on stderr when it is a terminal"},
     {"json", DS_CONF_STR, KEY(json), NULL,
      .help = "also write the results as JSON to this file, - for stdout"},
-    {"model", DS_CONF_STR, KEY(model), NULL, .help = "forward: checkpoint folder"},
+    {"model", DS_CONF_STR, KEY(model), NULL, .help = "forward, spec: checkpoint folder"},
     {"random", DS_CONF_STR, KEY(random), NULL,
      .help = "forward: a random model of this shape, made once below --dir"},
     {"dir", DS_CONF_STR, KEY(dir), "build/random-models",
@@ -62,23 +65,29 @@ static const ds_conf_key KEYS[] = {
     {"logits", DS_CONF_ENUM, KEY(logits), "all", .choices = "all|last",
      .help = "forward: rows whose logits are computed; last: as in prefill"},
     {"weights", DS_CONF_ENUM, KEY(weights), "auto", .choices = "auto|int8",
-     .help = "forward: as stored, or int8"},
-    {"threads", DS_CONF_INT, KEY(threads), "0", 0, 1024, .help = "forward: 0: one per core"},
+     .help = "forward, spec: as stored, or int8"},
+    {"threads", DS_CONF_INT, KEY(threads), "0", 0, 1024, .help = "forward, spec: 0: one per core"},
     {"isa", DS_CONF_ENUM, KEY(isa), "auto", .choices = "auto|avx512bf16|avx512|avx2|portable",
-     .help = "forward: instruction set; auto: the best of this machine"},
+     .help = "forward, spec: instruction set; auto: the best of this machine"},
     {"reps", DS_CONF_INT, KEY(reps), "9", 3, 100000,
-     .help = "forward: rounds over all rows; the median is reported"},
+     .help = "forward, spec: rounds over all rows or cells; the median is reported"},
+    {"draft", DS_CONF_STR, KEY(draft), NULL, .help = "spec: draft of --model"},
+    {"modes", DS_CONF_STR, KEY(modes), "all",
+     .help = "spec: off first, then auto and numbers, which are fixed lengths; all: off, every length, auto"},
+    {"svg", DS_CONF_STR, KEY(svg), NULL,
+     .help = "spec: picture of total throughput over the speed of a user"},
 };
 
 static const ds_conf_prog PROG = {
     "dspark-bench",
-    "Measures a daemon under load, or forward passes of a model in process.",
-    "[load | forward | make-model] [options]",
+    "Measures a daemon under load, or in process forward passes of a model and the gain of a draft.",
+    "[load | forward | spec | make-model] [options]",
     KEYS,
     sizeof KEYS / sizeof *KEYS,
     "Commands:\n"
     "  load         (default) requests over HTTP or RPC: TTFT, ITL, TPOT, E2E percentiles, throughput\n"
     "  forward      forward passes of 1 to 256 rows: milliseconds, ratio to one row, GB/s, GFLOP/s\n"
+    "  spec         speculation off, at every fixed length, and scheduled, over prompts by domain\n"
     "  make-model   a checkpoint folder of a known shape with random weights\n\n"
     "Exit codes: 0 done, 1 failed, 64 wrong usage, 74 a file or connection failed, 130 interrupted."};
 
@@ -103,10 +112,13 @@ static int run(const ds_bench_conf *conf, int argc, char **argv)
         code = ds_bench_load(conf, &g_stop, &err);
     } else if (strcmp(command, "forward") == 0) {
         code = ds_bench_forward(conf, &g_stop, &err);
+    } else if (strcmp(command, "spec") == 0) {
+        code = ds_bench_spec(conf, &g_stop, &err);
     } else if (strcmp(command, "make-model") == 0) {
         code = ds_make_model(conf->shape, conf->dir, (uint64_t)conf->seed, &err);
     } else {
-        fprintf(stderr, "dspark-bench: unknown command %s; commands are load, forward, make-model (--help)\n",
+        fprintf(stderr,
+                "dspark-bench: unknown command %s; commands are load, forward, spec, make-model (--help)\n",
                 command);
         return DS_CLI_USAGE;
     }

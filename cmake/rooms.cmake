@@ -69,7 +69,8 @@ ds_room(client ds_proto ds_base PkgConfig::ZMQ)
 if(TARGET ds_client)
     set_target_properties(ds_client PROPERTIES OUTPUT_NAME dspark-client)
 endif()
-# cli: talks HTTP through libcurl; links the worker only for `dspark-bench forward`, which runs in process.
+# cli: talks HTTP through libcurl; links worker and text only for `dspark-bench forward` and `spec`, which
+# run in process.
 pkg_check_modules(CURL REQUIRED IMPORTED_TARGET libcurl)
 set(cli_rooms ds_base)
 foreach(room ds_client ds_worker)
@@ -77,7 +78,7 @@ foreach(room ds_client ds_worker)
         list(PREPEND cli_rooms ${room})
     endif()
 endforeach()
-ds_room(cli ${cli_rooms} PkgConfig::JANSSON PkgConfig::CURL)
+ds_room(cli ${cli_rooms} ds_text PkgConfig::JANSSON PkgConfig::CURL)
 
 # Programs: <room>/main.c, or <room>/main_<x>.c.
 set(DS_PROGRAMS "")

@@ -15,6 +15,7 @@ typedef struct ds_spec_stats {
         accepted;           /* rounds: steps of a request with at least one verified draft */
     uint64_t passes, skips; /* draft passes; steps in which drafting was left out as a loss */
     uint64_t verified_at[DS_MAX_BLOCK], accepted_at[DS_MAX_BLOCK];
+    uint64_t reached_at[DS_MAX_BLOCK]; /* verified, and all before it in the block accepted */
     uint64_t draft_ns;
 } ds_spec_stats;
 

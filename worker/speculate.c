@@ -283,6 +283,7 @@ int ds_speculate_accept(ds_speculate *s, const ds_plan_item *it, const ds_sample
         s->stats.accepted += (uint64_t)n;
         for (int k = 0; k < l; k++) {
             s->stats.verified_at[k]++;
+            s->stats.reached_at[k] += k <= n;
             s->stats.accepted_at[k] += k < n;
             s->survival[k] += 0.02 * ((k < n) - s->survival[k]);
         }
@@ -345,7 +346,7 @@ static int wants_drafts(const ds_speculate *s, const ds_sched *sched, const ds_s
 ds_code ds_speculate_propose(ds_speculate *s, const ds_sched *sched, ds_sample_row (*row)(const ds_seq *q),
                              ds_err *err)
 {
-    int n, R = 0, others = 0, g = s->d.block, stride;
+    int n, R = 0, others = 0, forced = 0, g = s->d.block, stride;
     ds_seq *const *run = ds_sched_running(sched, &n);
     for (int i = 0; i < n; i++) {
         ds_seq *q = run[i];
@@ -353,13 +354,14 @@ ds_code ds_speculate_propose(ds_speculate *s, const ds_sched *sched, ds_sample_r
             others += ds_seq_pending(q) == 1;
             continue;
         }
+        forced |= q->req.spec == DS_SPEC_MAX;
         s->who[R] = q;
         s->anchor[R] = q->tokens[q->n - 1];
         s->start[R] = q->n - 1;
         s->seat[R] = q->slot;
         s->row[R++] = row(q);
     }
-    if (R == 0 || !worth_it(s, R, others))
+    if (R == 0 || !(forced || worth_it(s, R, others)))
         return DS_OK;
     const int32_t *pages = ds_sched_page_table(sched, &stride);
     ds_draft_batch b = {R,      s->anchor,           s->start, s->seat, pages,

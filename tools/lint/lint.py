@@ -18,7 +18,7 @@ MAY_INCLUDE = {
     "worker": {"base", "proto", "kernels"},
     "daemon": {"base", "proto", "text"},
     "client": {"base", "proto"},
-    "cli": {"base", "proto", "client", "worker", "kernels"},
+    "cli": {"base", "proto", "text", "client", "worker", "kernels"},
 }
 # Pure modules: simulated with a seed, so no device, socket or clock of their own.
 PURE = re.compile(r"^worker/(sched|kv|seq|spec|calib)\.[ch]$")
