@@ -203,6 +203,20 @@ static ds_code take_prompt(ds_choice *c, const ds_pb_tokens *t)
     return DS_OK;
 }
 
+/* Before the first token generated. The worker has nothing to say of a prompt's first position, so that a
+ * prompt of one token comes without a frame. */
+static ds_code prompt_taken(ds_choice *c)
+{
+    const ds_prompt *p = &c->req->prompt[c->prompt];
+    if (c->req->params.sampling.prompt_logprobs < 0 || c->req->sink->tokens)
+        return DS_OK;
+    if (c->n_prompt_lp == 0 && p->n == 1) {
+        DS_TRY(ds_lp_add(c, p->ids[0], NULL));
+        c->n_prompt_lp = 1;
+    }
+    return c->n_prompt_lp == p->n ? DS_OK : DS_EPROTO;
+}
+
 static void observe(ds_choice *c, size_t n)
 {
     ds_daemon *d = c->req->d;
@@ -257,6 +271,10 @@ void ds_choice_tokens(void *ctx, const ds_pb_tokens *t)
     }
     if ((int64_t)t->index != c->n_out || t->n_ids == 0) {
         fail(c, DS_EPROTO, "the worker sent tokens out of order");
+        return;
+    }
+    if (prompt_taken(c)) {
+        fail(c, DS_EPROTO, "the worker left out prompt log-probabilities");
         return;
     }
     int before = c->n_out;
