@@ -261,6 +261,15 @@ static void end(ds_choice *c)
     ds_choice_enter(c, CHOICE_ENDED);
 }
 
+/* A stream that tells who wrote which token has an event for each run of them, so that text and writer
+ * match. */
+static void end_run(ds_choice *c, int drafted, int next_drafted)
+{
+    const ds_request *r = c->req;
+    if (r->params.return_speculation && r->params.stream && !r->sink->tokens && drafted != next_drafted)
+        r->sink->piece(c);
+}
+
 void ds_choice_tokens(void *ctx, const ds_pb_tokens *t)
 {
     ds_choice *c = ctx;
@@ -290,6 +299,8 @@ void ds_choice_tokens(void *ctx, const ds_pb_tokens *t)
             fail(c, code, "the answer could not be assembled");
             return;
         }
+        if (i + 1 < t->n_ids && c->finish == FINISH_NONE)
+            end_run(c, drafted, t->n_accepted_draft && t->accepted_draft[i + 1]);
     }
     c->rejected += t->rejected_draft;
     for (size_t i = (size_t)(c->n_out - before); i < t->n_accepted_draft; i++)
