@@ -213,7 +213,7 @@ DS_TEST(files_refused_by_name)
                "post_processor.type");
     check_file(FILE_WITH("\"added_tokens\":[{\"id\":9}]"), DS_ECORRUPT, "added_tokens");
     check_file(FILE_WITH("\"added_tokens\":[{\"id\":9,\"content\":\"a\"}]"), DS_ECORRUPT, "added_tokens");
-    check_file(FILE_WITH("\"added_tokens\":[{\"id\":1,\"content\":\"x\"}]"), DS_ECORRUPT, "");
+    check_file(FILE_WITH("\"added_tokens\":[{\"id\":1,\"content\":\"x\"}]"), DS_ECORRUPT, "added_tokens");
     check_file("{" MODEL "," PRE "}", DS_EUNSUPPORTED, "decoder");
     check_file("{" MODEL "," DEC "}", DS_EUNSUPPORTED, "decoder");
     check_file(FILE_PRE("{\"type\":\"Whitespace\"}"), DS_EUNSUPPORTED, "pre_tokenizer.type");
