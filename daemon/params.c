@@ -489,8 +489,9 @@ ds_code ds_json_load(const char *body, size_t len, json_t **ret, ds_err *err)
     if (!*ret && json_error_code(&e) == json_error_numeric_overflow && (size_t)e.position <= len) {
         char name[64];
         member_before(body, (size_t)e.position ? (size_t)e.position - 1 : 0, name);
-        return ds_err_field(err, DS_EINVAL, name, "%s%sa number in the JSON body is out of the range of 64 bits",
-                            name, name[0] ? ": " : "");
+        return ds_err_field(err, DS_EINVAL, name,
+                            "%s%sa number in the JSON body is out of the range of 64 bits", name,
+                            name[0] ? ": " : "");
     }
     if (!*ret)
         return ds_err_set(err, DS_EINVAL, "the body is not valid JSON: %.160s (byte %d)", e.text, e.position);
