@@ -85,8 +85,8 @@ static ds_code parse_arch(const json_t *o, ds_config *c, ds_err *err)
     if ((arch && !draft && strcmp(arch, "Qwen3ForCausalLM") != 0) || (name && strcmp(name, "qwen3") != 0))
         return ds_err_field(
             err, DS_EUNSUPPORTED, "architectures",
-            "config.json: architecture '%.60s' (model_type '%.60s') is not supported; offered: "
-            "Qwen3ForCausalLM (model_type qwen3)",
+            "config.json: 'architectures' is '%.60s' (model_type '%.60s'), which is not supported; offered: "
+            "Qwen3ForCausalLM (model_type qwen3), and Qwen3DSparkModel as its draft",
             arch ? arch : "", name ? name : "");
     snprintf(c->arch, sizeof c->arch, "%s", draft ? "Qwen3DSparkModel" : "Qwen3ForCausalLM");
     if (get(o, "quantization_config"))
