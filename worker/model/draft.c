@@ -4,6 +4,7 @@
  */
 #include "worker/model/draft.h"
 
+#include "base/rng.h"
 #include "worker/model/qwen3.h"
 
 #include <jansson.h>
@@ -430,6 +431,7 @@ static ds_code slot(ds_draft *d, const ds_draft_batch *bt, int k)
         d->row[i].pos = (int64_t)bt->start[i] + k + 1;
         d->row[i].n_logprobs = -1;
         d->row[i].given = -1;
+        d->row[i].stream = bt->independent ? ds_rng_draft_stream(k) : DS_RNG_TOKEN;
         d->row[i].extra = bt->token + (size_t)i * (size_t)g;
         d->row[i].n_extra = bt->row[i].n_seen ? k : 0; /* with penalties: those of the block count too */
     }
@@ -456,6 +458,9 @@ static ds_code run_block(ds_draft *d, const ds_kv_pool *kv, const ds_draft_batch
     memset(d->state, 0, (size_t)R * (size_t)d->conf.rank * sizeof *d->state);
     for (int k = 0; k < g; k++)
         DS_TRY(slot(d, bt, k));
+    size_t V = (size_t)d->q.conf.vocab;
+    if (bt->logits)
+        *bt->logits = (ds_draft_logits){d->q.s.logits, (size_t)R * V, V};
     return DS_OK;
 }
 
