@@ -23,7 +23,8 @@ extern "C" {
 }
 
 enum { DS_CUDA_GROUP = 4, DS_CUDA_OLD = 64 };
-/* Above: kernels for many rows (cuBLASLt, prefill attention), unless results may not depend on the row count. */
+/* Above: kernels for many rows (cuBLASLt, prefill attention), unless results may not depend on the row count.
+ */
 enum { DS_CUDA_FEW_ROWS = 64 };
 
 typedef struct ds_cuda_room_block { /* scratch that grows and never moves under a captured graph */

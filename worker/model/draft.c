@@ -52,8 +52,8 @@ static ds_code check_pair(const ds_config *c, int vocab, int hidden, int layers,
                           ds_err *err)
 {
     if (!c->draft.block)
-        return ds_err_field(err, DS_EUNSUPPORTED, "architectures", "draft: '%s' is a target, not a draft",
-                            c->arch);
+        return ds_err_field(err, DS_EUNSUPPORTED, "architectures",
+                            "draft: 'architectures' names a target (%s), not a draft", c->arch);
     DS_TRY(need("vocab_size", c->vocab, vocab, err));
     DS_TRY(need("hidden_size", c->hidden, hidden, err));
     DS_TRY(need("num_key_value_heads", c->kv_heads, kv_heads, err));
@@ -319,6 +319,8 @@ static ds_code context_layer(ds_draft *d, int i, const ds_kv_pool *kv, const ds_
     float *wide = d->q.s.wide;
     DS_TRY(ds_qwen3_linear(b, &l->k, d->q.s.y, wide, 2 * gd, T, 0));
     DS_TRY(ds_qwen3_linear(b, &l->v, d->q.s.y, wide + gd, 2 * gd, T, 0));
+    DS_TRY(ds_qwen3_bias(&d->q, b, &l->k_b, wide, 2 * gd, T));
+    DS_TRY(ds_qwen3_bias(&d->q, b, &l->v_b, wide + gd, 2 * gd, T));
     ds_qkv_args a = {.rows = *rows,
                      .qkv = wide,
                      .k_norm = l->k_norm,
