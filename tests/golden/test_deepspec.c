@@ -6,6 +6,7 @@
  * error measured over all pairs. With bf16 KV keys and values are rounded, a subset of what DeepSpec's own
  * bf16 run rounds: the error must stay below that run's, stored as bf16_err. Rollouts hang on no decision
  * closer than `margin`, so tokens and accepted lengths must be equal. */
+#include "tests/lib/accept_ref.h"
 #include "tests/lib/test.h"
 #include "worker/engine.h"
 #include "worker/model/safetensors.h"
@@ -368,8 +369,8 @@ static void check_sampled(pair *p)
         for (int k = 0; k < 4; k++)
             snprintf(name[k], sizeof name[k], "s%zu.%s", j, part[k]);
         CHECK_EQ(ids_of(json_object_get(one, "draft"), x, MAX_G), g);
-        int n = ds_spec_reject(tensor(p, name[0], (g + 1) * p->V), tensor(p, name[1], g * p->V), x, g, p->V,
-                               tensor(p, name[2], g), tensor(p, name[3], 1)[0], &token);
+        int n = accept_ref_reject(tensor(p, name[0], (g + 1) * p->V), tensor(p, name[1], g * p->V), x, g,
+                                  p->V, tensor(p, name[2], g), tensor(p, name[3], 1)[0], &token);
         CHECK_MSG(n == number(one, "accepted") && token == number(one, "token"),
                   "%s: sample %zu accepts %d and draws %d, want %d and %d", p->name, j, n, token,
                   number(one, "accepted"), number(one, "token"));
