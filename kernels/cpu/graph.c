@@ -8,11 +8,11 @@
 #include <time.h>
 
 /* Every op that may stand in a graph. */
-#define OPS(X)                                                                                             \
-    X(embed, embed)                                                                                        \
-    X(rmsnorm, rmsnorm)                                                                                    \
-    X(linear, linear) X(qkv, qkv) X(attention, attn) X(silu_mul, silu_mul) X(gather, gather) X(cell, cell) \
-        X(admit, admit) X(draw, draw) X(accept, accept) X(block, block) X(offer, offer)
+/* clang-format off */
+#define OPS(X) \
+    X(embed, embed) X(rmsnorm, rmsnorm) X(linear, linear) X(qkv, qkv) X(attention, attn) X(silu_mul, silu_mul) \
+    X(gather, gather) X(cell, cell) X(admit, admit) X(draw, draw) X(accept, accept) X(block, block) X(offer, offer)
+/* clang-format on */
 
 #define KIND(op, args) OP_##op,
 #define ARGS(op, args) ds_##args##_args op;
