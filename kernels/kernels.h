@@ -194,6 +194,7 @@ typedef struct ds_seat {
     int32_t end;                     /* tokens it may hold: it is FULL when start + 1 = end */
     int32_t min_pos;                 /* stop ids are forbidden at positions below */
     int32_t max_draft;               /* drafts verified at once; 0: none are made */
+    int32_t eager;                   /* 1: its drafts rank before all others, as if sure to be accepted */
     int32_t n_draft;                 /* drafts on offer: 0 or the block */
     int32_t n_verify;                /* of them in the round under way */
     float temperature, top_p, min_p; /* as in ds_sample_row */

@@ -38,7 +38,7 @@ static void survive(const ds_admit_args *a, const ds_seat *q, float *ret)
 {
     float p = 1.0f;
     for (int k = 0; k < a->block; k++)
-        ret[k] = p *= a->odds ? a->odds[k] : sigmoid(q->conf[k] * a->inv_temp[k]);
+        ret[k] = p *= q->eager ? 1.0f : a->odds ? a->odds[k] : sigmoid(q->conf[k] * a->inv_temp[k]);
     if (q->state != DS_SEAT_LIVE || q->n_draft == 0)
         ret[0] = -1.0f;
 }

@@ -71,6 +71,7 @@ static void make_world(world *w, uint32_t seed, int n, int budget)
         q->end = q->start + 2 + (int32_t)dice(12);
         q->min_pos = q->start + (int32_t)dice(6) - 2;
         q->max_draft = (int32_t)dice(G + 2);
+        q->eager = dice(9) == 0;
         q->n_draft = dice(4) ? G : 0;
         q->n_verify = 77;
         q->temperature = dice(3) ? 0.5f + 0.25f * (float)dice(4) : 0;
@@ -178,7 +179,9 @@ static void admit_case(ds_backend *b, uint32_t seed, int n, int budget, int T_, 
         int none = q->state != DS_SEAT_LIVE || q->n_draft == 0;
         CHECK((a[0] < 0) == none);
         for (int k = 0; k < G && !none; k++) {
-            p *= odds ? before.odds[k] : 1.0f / (1.0f + expf(-q->conf[k] * before.inv_temp[k]));
+            p *= q->eager ? 1.0f
+                 : odds   ? before.odds[k]
+                          : 1.0f / (1.0f + expf(-q->conf[k] * before.inv_temp[k]));
             CHECK_MSG(fabsf(a[k] - p) <= 1e-5f * p, "survival %d of %d is %g, want %g", k, i, (double)a[k],
                       (double)p);
         }
