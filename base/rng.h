@@ -9,10 +9,10 @@
 #include <stdint.h>
 
 typedef enum {
-    DS_RNG_TOKEN = 0,  /* Gumbel noise of the token at an absolute position (plain decoding and `coupled`) */
+    DS_RNG_TOKEN = 0,  /* Gumbel noise of the token at an absolute position, wherever no draft is tested */
     DS_RNG_DRAFT = 1,  /* draft sampling under `rejection` */
     DS_RNG_ACCEPT = 2, /* acceptance test under `rejection` */
-    DS_RNG_FINAL = 3,  /* residual or bonus draw under `rejection` */
+    DS_RNG_FINAL = 3,  /* residual draw under `rejection` */
     DS_RNG_CHOICE = 4, /* seed of choice i of a request with n > 1 */
     DS_RNG_INIT = 5,   /* random weights and test data */
 } ds_rng_purpose;
@@ -42,6 +42,13 @@ static inline uint32_t ds_rng_u32(uint64_t seed, ds_rng_purpose purpose, uint64_
 {
     ds_rng4 r = ds_philox(seed, index >> 2, (uint32_t)pos, (uint32_t)(pos >> 32), (uint32_t)purpose);
     return r.v[index & 3];
+}
+
+/* ds_rng_draft_stream: counter word of the draft noise of slot k (0-based) for position start + 1 + k: with
+ * that position it is keyed by (seed, start, k), so a position drafted again later gets fresh noise. */
+static inline uint32_t ds_rng_draft_stream(int k)
+{
+    return (uint32_t)DS_RNG_DRAFT | (uint32_t)k << 8;
 }
 
 /* ds_rng_unit: uniform in (0, 1), never 0 or 1: 23 bits plus one half are exact in f32. */

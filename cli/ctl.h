@@ -7,7 +7,7 @@
 #include "cli/view.h"
 
 typedef struct ds_ctl_conf {
-    char *url, *rpc, *model_id, *system, *stop;
+    char *url, *rpc, *model_id, *system, *stop, *marks, *summary;
     int64_t max_tokens, top_k, seed, timeout_ms, interval_ms;
     double temperature, top_p;
     int json, once, thinking, ids;
@@ -15,12 +15,13 @@ typedef struct ds_ctl_conf {
 
 typedef struct ds_ctl ds_ctl;
 
-/* A running answer's text; nonzero stops the request. */
-typedef int (*ds_ctl_text_fn)(void *ctx, const char *text);
+/* A running answer: text, and for each of its n tokens 1 when it was an accepted draft (NULL: none was).
+ * Nonzero stops the request. */
+typedef int (*ds_ctl_text_fn)(void *ctx, const char *text, size_t n, const uint32_t *accepted);
 
 typedef struct ds_ctl_answer { /* how a request ended; zero counts: not told */
     char finish[32];
-    long long prompt_tokens, output_tokens, cached_tokens;
+    long long prompt_tokens, output_tokens, cached_tokens, accepted, rejected;
 } ds_ctl_answer;
 
 struct ds_ctl {

@@ -1,8 +1,11 @@
 /* ctl_gen.c - dsparkctl chat and complete: requests that write text as it comes. */
+#include "base/clock.h"
 #include "cli/ctl.h"
 #include "cli/ctl_rpc.h"
+#include "cli/marks.h"
 
 #include <jansson.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,20 +17,46 @@ typedef struct gen { /* one running answer */
     const ds_ctl *ctl;
     int is_chat, print;
     ds_buf text;
+    ds_marks marks;
     ds_ctl_answer answer;
     ds_err err;
     ds_code code;
 } gen;
 
-static int on_text(void *ctx, const char *text)
+static void gen_init(gen *g, const ds_ctl *c, int is_chat)
 {
-    gen *g = ctx;
-    g->code = ds_buf_puts(&g->text, text);
+    *g = (gen){.ctl = c, .is_chat = is_chat, .print = !c->conf->json};
+    ds_marks_init(&g->marks, c->rpc ? "off" : c->conf->marks, isatty(STDOUT_FILENO), ds_now_ns());
+}
+
+/* Text that all comes from drafts, or all from the target; thought: reasoning before the answer. */
+static int show(gen *g, const char *text, int drafted, int thought)
+{
+    if (!thought)
+        g->code = ds_buf_puts(&g->text, text);
     if (g->print) {
-        fputs(text, stdout);
+        ds_marks_text(&g->marks, stdout, text, drafted, thought);
         fflush(stdout);
     }
     return g->code || ferror(stdout);
+}
+
+static int flag_of(const void *accepted, int64_t i)
+{
+    return accepted && ((const uint32_t *)accepted)[i] != 0;
+}
+
+/* Over RPC an event mixes both kinds: its tokens are counted, its text is not marked. */
+static int on_text(void *ctx, const char *text, size_t n, const uint32_t *accepted)
+{
+    gen *g = ctx;
+    ds_marks_event(&g->marks, ds_now_ns(), (int64_t)n, flag_of, accepted);
+    return show(g, text, 0, 0);
+}
+
+static int flag_of_json(const void *flags, int64_t i)
+{
+    return json_integer_value(json_array_get(flags, (size_t)i)) == 1;
 }
 
 static void take_usage(gen *g, json_t *usage)
@@ -38,6 +67,9 @@ static void take_usage(gen *g, json_t *usage)
     g->answer.output_tokens = json_integer_value(json_object_get(usage, "completion_tokens"));
     g->answer.cached_tokens =
         json_integer_value(json_object_get(json_object_get(usage, "prompt_tokens_details"), "cached_tokens"));
+    const json_t *details = json_object_get(usage, "completion_tokens_details");
+    g->answer.accepted = json_integer_value(json_object_get(details, "accepted_prediction_tokens"));
+    g->answer.rejected = json_integer_value(json_object_get(details, "rejected_prediction_tokens"));
 }
 
 static int on_event(void *ctx, char *data, size_t n)
@@ -58,11 +90,18 @@ static int on_event(void *ctx, char *data, size_t n)
     json_t *choice = json_array_get(json_object_get(root, "choices"), 0);
     json_t *delta = g->is_chat ? json_object_get(choice, "delta") : choice;
     const char *text = json_string_value(json_object_get(delta, g->is_chat ? "content" : "text"));
+    const char *thought = g->is_chat ? json_string_value(json_object_get(delta, "reasoning_content")) : NULL;
     const char *finish = json_string_value(json_object_get(choice, "finish_reason"));
+    const json_t *flags = json_object_get(choice, "accepted_draft");
+    ds_marks_event(&g->marks, ds_now_ns(), (int64_t)json_array_size(flags), flag_of_json, flags);
+    int drafted = flag_of_json(flags, 0), stop = 0;
     if (finish)
         snprintf(g->answer.finish, sizeof g->answer.finish, "%s", finish);
     take_usage(g, json_object_get(root, "usage"));
-    int stop = text && *text && on_text(g, text);
+    if (thought)
+        stop = show(g, thought, drafted, 1);
+    if (text && !stop)
+        stop = show(g, text, drafted, 0);
     json_decref(root);
     return stop;
 }
@@ -70,9 +109,10 @@ static int on_event(void *ctx, char *data, size_t n)
 /* The fields that chat and complete share. */
 static json_t *request(const ds_ctl *c, const char *model)
 {
-    json_t *r = json_pack("{s:s, s:b, s:{s:b}, s:I, s:f, s:f}", "model", model, "stream", 1, "stream_options",
-                          "include_usage", 1, "max_tokens", (json_int_t)c->conf->max_tokens, "temperature",
-                          c->conf->temperature, "top_p", c->conf->top_p);
+    json_t *r =
+        json_pack("{s:s, s:b, s:{s:b}, s:b, s:I, s:f, s:f}", "model", model, "stream", 1, "stream_options",
+                  "include_usage", 1, "return_speculation", 1, "max_tokens", (json_int_t)c->conf->max_tokens,
+                  "temperature", c->conf->temperature, "top_p", c->conf->top_p);
     if (c->conf->top_k > 0)
         json_object_set_new(r, "top_k", json_integer(c->conf->top_k));
     if (c->conf->seed >= 0)
@@ -98,11 +138,15 @@ static ds_code stream(gen *g, const char *path, json_t *req, ds_err *err)
 
 static ds_code print_answer_json(const gen *g)
 {
-    json_t *o =
-        json_pack("{s:s%, s:s, s:{s:I, s:I, s:I}}", "text", g->text.data ? g->text.data : "", g->text.len,
-                  "finish_reason", g->answer.finish, "usage", "prompt_tokens",
-                  (json_int_t)g->answer.prompt_tokens, "completion_tokens",
-                  (json_int_t)g->answer.output_tokens, "cached_tokens", (json_int_t)g->answer.cached_tokens);
+    const ds_ctl_answer *a = &g->answer;
+    double speed = ds_marks_speed(&g->marks);
+    json_t *o = json_pack("{s:s%, s:s, s:{s:I, s:I, s:I, s:I, s:I}, s:I, s:o}", "text",
+                          g->text.data ? g->text.data : "", g->text.len, "finish_reason", a->finish, "usage",
+                          "prompt_tokens", (json_int_t)a->prompt_tokens, "completion_tokens",
+                          (json_int_t)a->output_tokens, "cached_tokens", (json_int_t)a->cached_tokens,
+                          "accepted_prediction_tokens", (json_int_t)a->accepted, "rejected_prediction_tokens",
+                          (json_int_t)a->rejected, "target_steps", (json_int_t)ds_marks_steps(&g->marks),
+                          "tokens_per_s", isfinite(speed) ? json_real(speed) : json_null());
     char *text = o ? json_dumps(o, JSON_COMPACT | JSON_PRESERVE_ORDER) : NULL;
     if (text)
         puts(text);
@@ -130,10 +174,27 @@ static ds_code input_text(int argc, char **argv, ds_buf *out, ds_err *err)
     return DS_OK;
 }
 
+/* What follows an answer: the end of its line, and on stderr what the drafts saved. */
+static void close_answer(gen *g, ds_code code)
+{
+    const char *when = g->ctl->conf->summary;
+    ds_buf line = {0};
+    if (g->print)
+        ds_marks_end(&g->marks, stdout);
+    if (g->print && (g->is_chat || g->text.len))
+        putchar('\n');
+    fflush(stdout);
+    int shown = !strcmp(when, "on") || (!strcmp(when, "auto") && g->print && isatty(STDERR_FILENO));
+    if (!code && shown && g->marks.tokens && ds_marks_summary(&g->marks, &line) == DS_OK)
+        fputs(line.data, stderr);
+    ds_buf_free(&line);
+}
+
 ds_code ds_ctl_complete(ds_ctl *c, int argc, char **argv, ds_err *err)
 {
     ds_buf prompt = {0};
-    gen g = {.ctl = c, .print = !c->conf->json};
+    gen g;
+    gen_init(&g, c, 0);
     char model[256] = "";
     ds_code code = input_text(argc, argv, &prompt, err);
     if (!code && c->rpc) {
@@ -144,8 +205,7 @@ ds_code ds_ctl_complete(ds_ctl *c, int argc, char **argv, ds_err *err)
         code = stream(&g, "/v1/completions", req, err);
         json_decref(req);
     }
-    if (g.print && g.text.len)
-        putchar('\n');
+    close_answer(&g, code);
     if (!code && c->conf->json)
         code = print_answer_json(&g);
     ds_buf_free(&prompt);
@@ -157,7 +217,8 @@ ds_code ds_ctl_complete(ds_ctl *c, int argc, char **argv, ds_err *err)
  * it came; a failed turn is taken back. */
 static ds_code chat_turn(ds_ctl *c, const char *model, json_t *messages, const char *words, ds_err *err)
 {
-    gen g = {.ctl = c, .is_chat = 1, .print = !c->conf->json};
+    gen g;
+    gen_init(&g, c, 1);
     json_t *said = json_pack("{s:s, s:s}", "role", "user", "content", words);
     if (!said)
         return ds_err_set(err, DS_EINVAL, "the text is not valid UTF-8");
@@ -168,8 +229,7 @@ static ds_code chat_turn(ds_ctl *c, const char *model, json_t *messages, const c
         json_object_set_new(req, "chat_template_kwargs", json_pack("{s:b}", "enable_thinking", 0));
     ds_code code = stream(&g, "/v1/chat/completions", req, err);
     json_decref(req);
-    if (g.print)
-        putchar('\n');
+    close_answer(&g, code);
     if (code && code != DS_ECANCELLED)
         json_array_remove(messages, json_array_size(messages) - 1);
     else

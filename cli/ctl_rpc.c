@@ -90,10 +90,13 @@ ds_code ds_ctl_rpc_complete(ds_ctl *c, const char *prompt, ds_ctl_text_fn fn, vo
             ret->prompt_tokens = ev.done->prompt_tokens;
             ret->output_tokens = ev.done->output_tokens;
             ret->cached_tokens = ev.done->cached_tokens;
+            ret->accepted = ev.done->accepted_draft_tokens;
+            ret->rejected = ev.done->rejected_draft_tokens;
             return cancelled ? ds_err_set(err, DS_ECANCELLED, "stopped") : DS_OK;
         }
-        if (!ev.tokens->prompt && ev.tokens->text && *ev.tokens->text && !cancelled &&
-            fn(ctx, ev.tokens->text)) {
+        const ds_pb_tokens *t = ev.tokens;
+        if (!t->prompt && t->text && !cancelled &&
+            fn(ctx, t->text, t->n_ids, t->n_accepted_draft == t->n_ids ? t->accepted_draft : NULL)) {
             ds_client_cancel(client, id, NULL);
             cancelled = 1;
         }

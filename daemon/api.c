@@ -3,6 +3,8 @@
 #include "daemon/answer.h"
 #include "daemon/json_out.h"
 
+#include <ctype.h>
+#include <stdio.h>
 #include <string.h>
 
 void ds_api_start(ds_daemon *d, ds_hconn *c, ds_http_reader *msg, const char *id_prefix, const ds_sink *sink,
@@ -72,10 +74,28 @@ static ds_code put_model(ds_daemon *d, ds_buf *out)
     return caps ? ds_buf_printf(out, "%u}", caps->max_positions) : ds_buf_puts(out, "null}");
 }
 
+/* Clients escape a model's id in the path; "a%2Fb" and "a/b" are the same. */
+static void unescape(char *s)
+{
+    unsigned byte;
+    char *out = s;
+    for (; *s; s++) {
+        int escaped = s[0] == '%' && isxdigit((unsigned char)s[1]) && isxdigit((unsigned char)s[2]);
+        if (escaped && sscanf(s + 1, "%2x", &byte) == 1 && byte) {
+            *out++ = (char)byte;
+            s += 2;
+        } else {
+            *out++ = *s;
+        }
+    }
+    *out = 0;
+}
+
 static void models(ds_daemon *d, ds_hconn *c, ds_http_reader *msg)
 {
     static const char PATH[] = "/v1/models";
-    const char *id = msg->path + sizeof PATH - 1;
+    char *id = msg->path + sizeof PATH - 1;
+    unescape(id);
     ds_buf *out = &d->scratch;
     ds_buf_clear(out);
     if (*id == '/' && strcmp(id + 1, d->model)) {
@@ -118,12 +138,13 @@ void ds_api_request(void *ctx, ds_hconn *c, ds_http_reader *msg)
         int same = !strcmp(msg->path, ROUTES[i].path);
         if (!same && !(ROUTES[i].prefix && !strncmp(msg->path, ROUTES[i].path, n) && msg->path[n] == '/'))
             continue;
-        if (!strcmp(msg->method, ROUTES[i].method)) {
+        int is_get = !strcmp(ROUTES[i].method, "GET");
+        if (!strcmp(msg->method, ROUTES[i].method) || (is_get && !strcmp(msg->method, "HEAD"))) {
             ROUTES[i].handle(d, c, msg);
             return;
         }
         char allow[32];
-        snprintf(allow, sizeof allow, "Allow: %s\r\n", ROUTES[i].method);
+        snprintf(allow, sizeof allow, "Allow: %s\r\n", is_get ? "GET, HEAD" : ROUTES[i].method);
         ds_answer_status(d, c, ROUTES[i].path, 405, "method_not_allowed", allow,
                          "this path takes another method");
         return;

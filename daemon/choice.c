@@ -203,6 +203,20 @@ static ds_code take_prompt(ds_choice *c, const ds_pb_tokens *t)
     return DS_OK;
 }
 
+/* Before the first token generated. The worker has nothing to say of a prompt's first position, so that a
+ * prompt of one token comes without a frame. */
+static ds_code prompt_taken(ds_choice *c)
+{
+    const ds_prompt *p = &c->req->prompt[c->prompt];
+    if (c->req->params.sampling.prompt_logprobs < 0 || c->req->sink->tokens)
+        return DS_OK;
+    if (c->n_prompt_lp == 0 && p->n == 1) {
+        DS_TRY(ds_lp_add(c, p->ids[0], NULL));
+        c->n_prompt_lp = 1;
+    }
+    return c->n_prompt_lp == p->n ? DS_OK : DS_EPROTO;
+}
+
 static void observe(ds_choice *c, size_t n)
 {
     ds_daemon *d = c->req->d;
@@ -247,6 +261,15 @@ static void end(ds_choice *c)
     ds_choice_enter(c, CHOICE_ENDED);
 }
 
+/* A stream that tells who wrote which token has an event for each run of them, so that text and writer
+ * match. */
+static void end_run(ds_choice *c, int drafted, int next_drafted)
+{
+    const ds_request *r = c->req;
+    if (r->params.return_speculation && r->params.stream && !r->sink->tokens && drafted != next_drafted)
+        r->sink->piece(c);
+}
+
 void ds_choice_tokens(void *ctx, const ds_pb_tokens *t)
 {
     ds_choice *c = ctx;
@@ -257,6 +280,10 @@ void ds_choice_tokens(void *ctx, const ds_pb_tokens *t)
     }
     if ((int64_t)t->index != c->n_out || t->n_ids == 0) {
         fail(c, DS_EPROTO, "the worker sent tokens out of order");
+        return;
+    }
+    if (prompt_taken(c)) {
+        fail(c, DS_EPROTO, "the worker left out prompt log-probabilities");
         return;
     }
     int before = c->n_out;
@@ -272,6 +299,8 @@ void ds_choice_tokens(void *ctx, const ds_pb_tokens *t)
             fail(c, code, "the answer could not be assembled");
             return;
         }
+        if (i + 1 < t->n_ids && c->finish == FINISH_NONE)
+            end_run(c, drafted, t->n_accepted_draft && t->accepted_draft[i + 1]);
     }
     c->rejected += t->rejected_draft;
     for (size_t i = (size_t)(c->n_out - before); i < t->n_accepted_draft; i++)

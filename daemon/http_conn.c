@@ -44,6 +44,7 @@ struct ds_hconn {
     uint64_t since_ms;    /* state CONN_READ: first byte of the message or start of idleness */
     uint64_t progress_ms; /* last time unsent bytes got fewer */
     unsigned dirty : 1, writing : 1, minor : 1, keep : 1, doomed : 1, shut : 1, continued : 1;
+    unsigned bodiless : 1; /* HEAD: the answer has a length but no body */
 };
 
 struct ds_httpd {
@@ -250,7 +251,7 @@ void ds_hconn_reply(ds_hconn *c, int status, const char *type, const char *extra
     c->progress_ms = uv_now(c->http->loop);
     ds_code code =
         ds_http_write_head(&c->out, status, type, (int64_t)n, c->minor, c->keep && !c->http->draining, extra);
-    if (code == DS_OK)
+    if (code == DS_OK && !c->bodiless)
         code = ds_buf_append(&c->out, body, n);
     if (code)
         c->doomed = 1;
@@ -316,7 +317,7 @@ static void refuse(ds_hconn *c)
                      "\"code\":\"http\"}}",
                      c->reader.why);
     c->http->dropped++;
-    c->keep = 0;
+    c->keep = c->bodiless = 0;
     c->minor = 1;
     conn_enter(c, CONN_BUSY);
     ds_hconn_reply(c, c->reader.status, "application/json", "", body, (size_t)n);
@@ -335,6 +336,7 @@ static void conn_input(ds_hconn *c, const char *data, size_t n)
         } else if (c->reader.state == DS_HTTP_DONE) {
             c->keep = c->reader.keep_alive != 0;
             c->minor = c->reader.minor != 0;
+            c->bodiless = !strcmp(c->reader.method, "HEAD");
             conn_enter(c, CONN_BUSY);
             c->http->opts.on_request(c->http->opts.ctx, c, &c->reader);
         } else if (c->reader.state == DS_HTTP_BODY && c->reader.expect_continue && !c->continued) {

@@ -79,10 +79,16 @@ static ds_code set_seed(ds_params *p, const field *f, json_t *v, ds_err *err)
     return DS_OK;
 }
 
+/* U+0000 is text in a prompt, but not in what is compared as a C string. */
+static int is_plain(const json_t *v)
+{
+    return json_is_string(v) && strlen(json_string_value(v)) == json_string_length(v);
+}
+
 static ds_code set_string(ds_params *p, const field *f, json_t *v, ds_err *err)
 {
-    if (!json_is_string(v))
-        return wrong_type(f->name, "a string", err);
+    if (!is_plain(v))
+        return wrong_type(f->name, "a string without U+0000", err);
     if (json_string_length(v) > (size_t)f->max)
         return ds_err_field(err, DS_EINVAL, f->name, "%s is longer than %lld bytes", f->name,
                             (long long)f->max);
@@ -107,8 +113,8 @@ static ds_code set_refused(ds_params *p, const field *f, json_t *v, ds_err *err)
 
 static ds_code add_stop(ds_params *p, json_t *v, ds_err *err)
 {
-    if (!json_is_string(v))
-        return wrong_type("stop", "a string or an array of strings", err);
+    if (!is_plain(v))
+        return wrong_type("stop", "a string or an array of strings, without U+0000", err);
     if (json_string_length(v) == 0 || json_string_length(v) > DS_MAX_STOP_BYTES)
         return ds_err_field(err, DS_EINVAL, "stop", "stop[%d] has %zu bytes, must be in [1, %d]", p->n_stop,
                             json_string_length(v), DS_MAX_STOP_BYTES);
@@ -194,6 +200,9 @@ static ds_code set_bias(ds_params *p, const field *f, json_t *v, ds_err *err)
                                 f->name, key);
         if (!json_is_number(bias))
             return ds_err_field(err, DS_EINVAL, f->name, "%s['%s'] must be a number", f->name, key);
+        if (!(fabs(json_number_value(bias)) <= DS_MAX_BIAS_ABS))
+            return ds_err_field(err, DS_EINVAL, f->name, "%s['%s'] is %g, must be in [%d, %d]", f->name, key,
+                                json_number_value(bias), -DS_MAX_BIAS_ABS, DS_MAX_BIAS_ABS);
         p->sampling.logit_bias_id[i] = (int32_t)strtol(key, NULL, 10);
         p->sampling.logit_bias[i++] = (float)json_number_value(bias);
     }
@@ -454,11 +463,36 @@ static ds_code prescan(const char *s, size_t len, ds_err *err)
     return DS_OK;
 }
 
+/* The member a number at byte `at` belongs to: the last string before it that a colon follows. */
+static void member_before(const char *s, size_t at, char ret_name[64])
+{
+    size_t colon = at;
+    while (colon && s[colon] != ':')
+        colon--;
+    size_t end = colon;
+    while (end && s[end] != '"')
+        end--;
+    size_t start = end;
+    while (start && s[start - 1] != '"')
+        start--;
+    size_t n = end - start < 63 ? end - start : 63;
+    ret_name[0] = 0;
+    if (strspn(s + start, "abcdefghijklmnopqrstuvwxyz_0123456789") >= n)
+        snprintf(ret_name, 64, "%.*s", (int)n, s + start);
+}
+
 ds_code ds_json_load(const char *body, size_t len, json_t **ret, ds_err *err)
 {
     DS_TRY(prescan(body, len, err));
     json_error_t e;
-    *ret = json_loadb(body, len, JSON_REJECT_DUPLICATES, &e);
+    *ret = json_loadb(body, len, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &e);
+    if (!*ret && json_error_code(&e) == json_error_numeric_overflow && (size_t)e.position <= len) {
+        char name[64];
+        member_before(body, (size_t)e.position ? (size_t)e.position - 1 : 0, name);
+        return ds_err_field(err, DS_EINVAL, name,
+                            "%s%sa number in the JSON body is out of the range of 64 bits", name,
+                            name[0] ? ": " : "");
+    }
     if (!*ret)
         return ds_err_set(err, DS_EINVAL, "the body is not valid JSON: %.160s (byte %d)", e.text, e.position);
     if (!json_is_object(*ret)) {

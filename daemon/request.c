@@ -76,12 +76,12 @@ static void end_choices(ds_request *r)
 /* The proto field an error names, as the client knows it. */
 static void translate(const ds_request *r, const ds_err *from, ds_err *to)
 {
-    static const char *const NAMES[][3] = {
-        /* proto, chat, completions */
-        {"prompt_ids", "messages", "prompt"},
-        {"logit_bias_id", "logit_bias", "logit_bias"},
-        {"prompt_logprobs", "logprobs", "logprobs"},
-        {"logprobs", "top_logprobs", "logprobs"},
+    static const char *const NAMES[][4] = {
+        /* proto, chat, completions, in the message when it is not the field's name */
+        {"prompt_ids", "messages", "prompt", NULL},
+        {"logit_bias_id", "logit_bias", "logit_bias", "logit_bias key"},
+        {"prompt_logprobs", "logprobs", "logprobs", NULL},
+        {"logprobs", "top_logprobs", "logprobs", NULL},
     };
     *to = *from;
     for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES && r->params.api; i++) {
@@ -91,7 +91,8 @@ static void translate(const ds_request *r, const ds_err *from, ds_err *to)
             continue;
         snprintf(to->field, sizeof to->field, "%s", name);
         if (!strncmp(from->msg, NAMES[i][0], n))
-            snprintf(to->msg, sizeof to->msg, "%s%.*s", name, DS_ERR_MSG_MAX - 32, from->msg + n);
+            snprintf(to->msg, sizeof to->msg, "%s%.*s", NAMES[i][3] ? NAMES[i][3] : name, DS_ERR_MSG_MAX - 32,
+                     from->msg + n);
         return;
     }
 }

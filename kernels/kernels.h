@@ -145,12 +145,17 @@ typedef struct ds_sample_row {
     const int32_t *bias_id; /* [n_bias] */
     const float *bias;      /* [n_bias] added to the logit; -inf forbids */
     int32_t n_bias;
-    const int32_t *banned; /* [n_banned] ids forbidden here (stop ids below min_tokens) */
+    const int32_t *banned; /* [n_banned] ids forbidden where pos < banned_until (stop ids below min_tokens) */
     int32_t n_banned;
+    int64_t banned_until;
     int32_t n_logprobs;   /* -1: none; 0: of the chosen token; k <= DS_MAX_TOP_LOGPROBS: and of the k best */
     int32_t given;        /* >= 0: do not sample; report log-probabilities of this id (prompt log-probs) */
     const int32_t *extra; /* [n_extra] drafted tokens before this row: output on top of seen, for penalties */
     int32_t n_extra;
+    uint32_t stream; /* of its noise: 0 (DS_RNG_TOKEN), or ds_rng_draft_stream for drafts under `rejection` */
+    int32_t draft;   /* with draft_logits: the id drafted for this position */
+    float *draft_logits; /* [V] device, or NULL. What the draft was drawn from, by this row's rules and
+                          * temperature: then the token is that draft whenever maximal coupling allows */
 } ds_sample_row;
 
 typedef struct ds_sample_out { /* host memory */
@@ -164,10 +169,14 @@ typedef struct ds_sample_out { /* host memory */
 } ds_sample_out;
 
 /* Order of the filters (docs/sampling.md): repetition, presence, frequency, bias, banned, temperature, top-k,
- * top-p, min-p; then token = argmax(log p + Gumbel(seed, pos, id)) (base/rng.h, DS_RNG_TOKEN), which draws
- * exactly from p. */
+ * top-p, min-p; then token = argmax(log p + Gumbel(seed, pos, id)) (base/rng.h, the row's stream), which
+ * draws exactly from p. With draft_logits, q comes from them through the same filters, and the token is
+ * the draft when u q(draft) < p(draft), u of DS_RNG_ACCEPT, else argmax(log max(p - q, 0) + Gumbel of
+ * DS_RNG_FINAL): a draw from p too, when the draft was drawn from q with noise independent of both. At
+ * temperature 0 it is the argmax. A draft_logits row without usable numbers, or whose draft q forbids, is
+ * ignored. */
 typedef struct ds_sample_args {
-    float *logits; /* [R, V]; may be overwritten */
+    float *logits; /* [R, V]; the op may change them (and draft_logits) while it runs, and puts them back */
     int R, V;
     const ds_sample_row *row; /* [R] host */
     ds_sample_out *out;       /* [R] host */

@@ -92,9 +92,10 @@ static ds_code read_role(const render *r, size_t i, chat_role *ret)
     const json_t *m = json_array_get(r->messages, i);
     if (!json_is_object(m))
         return bad(r, DS_EINVAL, i, "", "must be an object");
-    const char *name = json_string_value(json_object_get(m, "role"));
+    const json_t *said = json_object_get(m, "role");
+    const char *name = json_string_value(said);
     for (size_t k = 0; name && k < sizeof known / sizeof *known; k++)
-        if (strcmp(name, known[k].name) == 0) {
+        if (strlen(known[k].name) == json_string_length(said) && strcmp(name, known[k].name) == 0) {
             *ret = known[k].role;
             return DS_OK;
         }

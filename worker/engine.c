@@ -71,6 +71,7 @@ static ds_code open_spec(ds_engine *e, const ds_drafter *d, ds_err *err)
                             .max_len = e->max_len,
                             .max_draft = c->max_draft,
                             .mode = c->spec,
+                            .acceptance = c->acceptance,
                             .T = c->spec_temps,
                             .clock = c->clock};
     DS_TRY(ds_speculate_create(&sc, d, &e->spec, err));
@@ -258,7 +259,8 @@ static ds_sample_row sample_row(const ds_seq *q, int pos, int32_t given)
                            .bias = r->bias,
                            .n_bias = r->n_bias,
                            .banned = q->stop,
-                           .n_banned = pos - r->n_prompt < r->min_tokens ? q->n_stop : 0,
+                           .n_banned = q->n_stop,
+                           .banned_until = (int64_t)r->n_prompt + r->min_tokens,
                            .n_logprobs = r->n_logprobs,
                            .given = -1,
                            .extra = q->draft,
@@ -290,6 +292,11 @@ static void pack(ds_engine *e, const ds_plan *p, ds_step_args *a)
         for (int at = t - it->n_sample; at < t; at++, r++) {
             e->logit_row[r] = at;
             e->row[r] = sample_row(q, e->pos[at] + 1, -1);
+            int k = e->pos[at] + 1 - q->n; /* the draft that this row judges */
+            if (k < it->n_verify && e->conf.acceptance == DS_ACCEPT_REJECTION) {
+                e->row[r].draft = q->draft[k];
+                e->row[r].draft_logits = q->draft_logits[k];
+            }
         }
     }
     DS_ASSERT(t == p->rows && r == p->logits);

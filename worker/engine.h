@@ -16,6 +16,11 @@
 
 typedef struct ds_engine ds_engine;
 
+/* How drafts are accepted; both lossless (docs/speculation.md). COUPLED: the text equals plain decoding with
+ * the same seed, token for token, whatever is drafted and scheduled. REJECTION: more drafts stand, each
+ * token is drawn from the target's distribution, but which one depends on what was scheduled. */
+typedef enum { DS_ACCEPT_COUPLED, DS_ACCEPT_REJECTION } ds_acceptance;
+
 typedef struct ds_engine_conf {
     int max_seqs;             /* sequences running at once (slots) */
     int max_step_rows;        /* T budget of a step; prefill chunks take what decode leaves */
@@ -25,6 +30,7 @@ typedef struct ds_engine_conf {
     int kv_pages;             /* pages of the pool */
     int page_tokens;          /* 16 */
     int prefix_cache;         /* 1: keep and share full pages by content */
+    ds_acceptance acceptance; /* with a draft */
     ds_spec_mode spec;        /* with a draft: of requests that say AUTO */
     int max_draft;            /* with a draft: verified drafts per request and step; 0: the block */
     const double *spec_temps; /* [block] calibration temperatures, or NULL; read at creation and in steps */

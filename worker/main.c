@@ -22,8 +22,8 @@
 enum { PAGE_TOKENS = DS_MAX_PAGE_TOKENS };
 
 typedef struct options {
-    char *model, *draft, *speculation, *connect, *device, *name, *served_model_name, *weights, *kv_dtype,
-        *isa, *log_level, *log_format;
+    char *model, *draft, *speculation, *acceptance, *connect, *device, *name, *served_model_name, *weights,
+        *kv_dtype, *isa, *log_level, *log_format;
     int64_t max_draft, threads, kv_pages, kv_bytes, max_seqs, max_step_rows, max_queue, max_model_len,
         heartbeat_ms, router_timeout_ms, parent_pid;
     int prefix_cache;
@@ -35,6 +35,9 @@ static const ds_conf_key g_keys[] = {
     {KEY(DS_CONF_STR, draft), NULL, .help = "DSpark or DFlash draft of the model: turns speculation on"},
     {KEY(DS_CONF_ENUM, speculation), "auto", .choices = "auto|off|max",
      .help = "with a draft: verify what pays (auto), nothing, or every draft (max)"},
+    {KEY(DS_CONF_ENUM, acceptance), "coupled", .choices = "coupled|rejection",
+     .help = "coupled: a seed gives the same text, drafted or not; rejection: more drafts stand, a seed no "
+             "longer repeats sampled text (both draw exactly from the model)"},
     {KEY(DS_CONF_INT, max_draft), "0", 0, DS_MAX_BLOCK, .unit = "tokens",
      .help = "drafts verified at once for one request; 0: the draft's block"},
     {KEY(DS_CONF_STR, connect), NULL, .help = "router's endpoint for workers: ipc://PATH or tcp://HOST:PORT"},
@@ -213,6 +216,7 @@ static ds_code open_engine(worker *w, ds_err *err)
                          .spec = o->speculation[0] == 'o'   ? DS_SPEC_OFF
                                  : o->speculation[0] == 'm' ? DS_SPEC_MAX
                                                             : DS_SPEC_AUTO,
+                         .acceptance = o->acceptance[0] == 'r' ? DS_ACCEPT_REJECTION : DS_ACCEPT_COUPLED,
                          .max_draft = (int)o->max_draft,
                          .spec_temps = w->draft ? ds_draft_get_info(w->draft)->T : NULL,
                          .clock = ds_clock_system()};

@@ -33,8 +33,9 @@ typedef struct ds_seq {
     /* Kept by speculate.c: drafts on offer for positions n.., and how many the next step verifies. */
     int n_draft, n_verify;
     int32_t draft[DS_MAX_BLOCK];
-    float survival[DS_MAX_BLOCK]; /* probability that drafts 1..k are all accepted */
-    int n_accepted, n_rejected;   /* verified drafts that were emitted, and the others, over its life */
+    float *draft_logits[DS_MAX_BLOCK]; /* under `rejection`: what draft k was drawn from */
+    float survival[DS_MAX_BLOCK];      /* probability that drafts 1..k are all accepted */
+    int n_accepted, n_rejected;        /* verified drafts that were emitted, and the others, over its life */
 
     /* Kept by sched.c. */
     int slot, n_pages, n_published; /* slot -1: waiting */

@@ -158,8 +158,16 @@ static ds_code one_draft(bench *b, int R, int start, ds_err *err)
         s->seat[i] = 0;
         s->row[i] = (ds_sample_row){.temperature = 1, .top_p = 1, .repetition = 1};
     }
-    ds_draft_batch db = {R,         s->anchor,           s->start, s->seat, b->table,
-                         b->stride, s->conf.page_tokens, s->row,   s->x,    s->z};
+    ds_draft_batch db = {.R = R,
+                         .anchor = s->anchor,
+                         .start = s->start,
+                         .slot = s->seat,
+                         .page_table = b->table,
+                         .page_stride = b->stride,
+                         .page_tokens = s->conf.page_tokens,
+                         .row = s->row,
+                         .token = s->x,
+                         .conf = s->z};
     return s->d.propose(s->d.draft, &s->kv, &db, err);
 }
 
@@ -258,7 +266,11 @@ void ds_speculate_schedule(ds_speculate *s, const ds_sched *sched)
     if (s->verify.n) {
         double theta;
         sps speed = speeds(s, R, 1);
-        K = ds_spec_best_budget(s->cand, n_cand, decoding, 0, steps_per_second, &speed, &theta);
+        if (s->conf.acceptance ==
+            DS_ACCEPT_REJECTION) /* may not look at what depends on the draft it judges */
+            K = ds_spec_early_stop(s->cand, n_cand, decoding, 0, steps_per_second, &speed, s->len, &theta);
+        else
+            K = ds_spec_best_budget(s->cand, n_cand, decoding, 0, steps_per_second, &speed, &theta);
         int sure = 0; /* drafts of requests that want all verified rank first */
         while (sure < n_cand && s->cand[sure].a >= 1.0f)
             sure++;
@@ -364,8 +376,19 @@ ds_code ds_speculate_propose(ds_speculate *s, const ds_sched *sched, ds_sample_r
     if (R == 0 || !(forced || worth_it(s, R, others)))
         return DS_OK;
     const int32_t *pages = ds_sched_page_table(sched, &stride);
-    ds_draft_batch b = {R,      s->anchor,           s->start, s->seat, pages,
-                        stride, s->conf.page_tokens, s->row,   s->x,    s->z};
+    ds_draft_logits logits = {0};
+    ds_draft_batch b = {.R = R,
+                        .anchor = s->anchor,
+                        .start = s->start,
+                        .slot = s->seat,
+                        .page_table = pages,
+                        .page_stride = stride,
+                        .page_tokens = s->conf.page_tokens,
+                        .row = s->row,
+                        .token = s->x,
+                        .conf = s->z,
+                        .independent = s->conf.acceptance == DS_ACCEPT_REJECTION,
+                        .logits = &logits};
     uint64_t began = ds_clock_ns(s->conf.clock);
     ds_code code = s->d.propose(s->d.draft, &s->kv, &b, err);
     if (code != DS_OK)
@@ -377,6 +400,8 @@ ds_code ds_speculate_propose(ds_speculate *s, const ds_sched *sched, ds_sample_r
         ds_seq *q = s->who[i];
         memcpy(q->draft, s->x + (size_t)i * (size_t)g, (size_t)g * sizeof *q->draft);
         ds_calib_survival(s->z + (size_t)i * (size_t)g, s->conf.T, g, q->survival);
+        for (int k = 0; b.independent && k < g; k++)
+            q->draft_logits[k] = logits.data + (size_t)k * logits.slot_stride + (size_t)i * logits.req_stride;
         q->n_draft = g;
     }
     return DS_OK;

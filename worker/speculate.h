@@ -1,7 +1,7 @@
 /* speculate.h - the speculative half of the step: which drafts the next pass verifies, which of them were
- * accepted, the draft's context, and the next block. Acceptance is `coupled`: draft and target draw with the
- * same noise of (seed, position), so what is emitted equals plain decoding token for token, whatever is
- * scheduled (docs/speculation.md). Owner: the engine thread. */
+ * accepted, the draft's context, and the next block. Under both rules a draft stands when the target's row
+ * chose the same token: under `coupled` because both draw with the same noise of (seed, position), under
+ * `rejection` because the sampler couples them (kernels.h, draft_logits). Owner: the engine thread. */
 #ifndef DS_WORKER_SPECULATE_H
 #define DS_WORKER_SPECULATE_H
 
@@ -15,7 +15,8 @@ typedef struct ds_speculate_conf {
     int max_seqs, max_step_rows, max_logit_rows, kv_pages, page_tokens, max_len;
     int max_draft;     /* operator's cap of verified drafts per request; 0: the block */
     ds_spec_mode mode; /* of requests that say AUTO */
-    const double *T;   /* [block] STS temperatures, or NULL */
+    ds_acceptance acceptance;
+    const double *T; /* [block] STS temperatures, or NULL */
     ds_clock clock;
 } ds_speculate_conf;
 

@@ -149,7 +149,7 @@ static void apply_changes(sampler *s, const ds_sample_row *r)
             penalize(s, r, r->extra[i], times(r->extra, r->n_extra, r->extra[i]));
     for (int i = 0; i < r->n_bias; i++)
         change(s, r->bias_id[i], s->x[r->bias_id[i]] + r->bias[i]);
-    for (int i = 0; i < r->n_banned; i++)
+    for (int i = 0; r->pos < r->banned_until && i < r->n_banned; i++)
         change(s, r->banned[i], -INFINITY);
 }
 
@@ -308,7 +308,7 @@ static int32_t draw(const sampler *s, const ds_sample_row *r)
             if (quad != id >> 2) {
                 quad = id >> 2;
                 u4 = ds_philox(r->seed, (uint32_t)quad, (uint32_t)r->pos, (uint32_t)((uint64_t)r->pos >> 32),
-                               DS_RNG_TOKEN);
+                               r->stream);
             }
             uint32_t u = u4.v[id & 3];
             if (1.0f - ds_rng_unit(u) > reach)
@@ -322,6 +322,117 @@ static int32_t draw(const sampler *s, const ds_sample_row *r)
         }
     }
     return token;
+}
+
+/* ---- maximal coupling with a draft ---- */
+
+/* Sum of exp((x - max) * scale) over the survivors: block by block, so it depends on nothing but the row. */
+static double mass_left(const sampler *s)
+{
+    if (s->last == UINT64_MAX)
+        return s->isa->sum_exp(s->x, s->V, s->max, s->scale);
+    double sum = 0;
+    float w[BLOCK];
+    for (int b = 0; b < s->blocks; b++) {
+        if (order_key(s->block_max[b], 0) > s->last)
+            continue;
+        const float *x = s->x + (size_t)b * BLOCK;
+        int len = block_len(s, b);
+        s->isa->exp_all(x, len, s->max, s->scale, w);
+        for (int i = 0; i < len; i++)
+            sum += order_key(x[i], b * BLOCK + i) <= s->last ? (double)w[i] : 0.0;
+    }
+    return sum;
+}
+
+/* Probabilities of one block of the survivors; 0 for the others. */
+static void block_probs(const sampler *s, int b, double mass, float *p)
+{
+    const float *x = s->x + (size_t)b * BLOCK;
+    int len = block_len(s, b);
+    s->isa->exp_all(x, len, s->max, s->scale, p);
+    for (int i = 0; i < len; i++)
+        p[i] = order_key(x[i], b * BLOCK + i) <= s->last ? (float)((double)p[i] / mass) : 0.0f;
+}
+
+static float prob_of(const sampler *s, int32_t id, double mass)
+{
+    float p[BLOCK];
+    block_probs(s, id / BLOCK, mass, p);
+    return p[id % BLOCK];
+}
+
+/* argmax over max(p - q, 0) of its log + Gumbel; -1 when nothing is left (p = q up to rounding). */
+static int32_t draw_residual(const sampler *s, double p_mass, const sampler *d, double q_mass,
+                             const ds_sample_row *r)
+{
+    const float slack = 1.0001f, tiny = 0x1p-24f; /* as in draw */
+    float best = -INFINITY, E = INFINITY, p[BLOCK], q[BLOCK];
+    int32_t token = -1;
+    for (int b = 0; b < s->blocks; b++) {
+        if (order_key(s->block_max[b], 0) > s->last)
+            continue;
+        int len = block_len(s, b), quad = -1;
+        ds_rng4 u4 = {{0}};
+        block_probs(s, b, p_mass, p);
+        block_probs(d, b, q_mass, q);
+        for (int i = 0; i < len; i++) {
+            float w = p[i] - q[i], reach = w * E * slack;
+            int id = b * BLOCK + i;
+            if (!(w > 0) || !(reach >= tiny))
+                continue;
+            if (quad != id >> 2) {
+                quad = id >> 2;
+                u4 = ds_philox(r->seed, (uint32_t)quad, (uint32_t)r->pos, (uint32_t)((uint64_t)r->pos >> 32),
+                               DS_RNG_FINAL);
+            }
+            uint32_t u = u4.v[id & 3];
+            float score = logf(w) + ds_rng_gumbel(u);
+            if (score > best || (score == best && id < token)) {
+                best = score;
+                token = id;
+                E = expf(-best);
+            }
+        }
+    }
+    return token;
+}
+
+static void filter(sampler *s, const ds_sample_row *r)
+{
+    s->scale = 1.0f / r->temperature;
+    s->last = UINT64_MAX;
+    filter_top_k(s, r->top_k);
+    filter_top_p(s, r->top_p);
+    filter_min_p(s, r->min_p);
+}
+
+/* s holds p: the draft, or a draw from what p has beyond q. */
+static int32_t couple(sampler *s, const ds_sample_row *r)
+{
+    sampler d = *s; /* q: its own row, maxima and undo list; candidates are scratch of the filters */
+    d.x = r->draft_logits;
+    d.block_max = s->block_max + s->blocks;
+    d.undo = s->undo + s->n_undo;
+    d.n_undo = 0;
+    int bad = scan_max(&d);
+    if (!bad) {
+        apply_changes(&d, r);
+        bad = d.n_undo && scan_max(&d);
+    }
+    int32_t token = -1;
+    if (!bad) {
+        filter(&d, r);
+        double p_mass = mass_left(s), q_mass = mass_left(&d);
+        float p = prob_of(s, r->draft, p_mass), q = prob_of(&d, r->draft, q_mass),
+              u = ds_rng_unit(ds_rng_u32(r->seed, DS_RNG_ACCEPT, (uint64_t)r->pos, 0));
+        if (q > 0 && u * q < p)
+            token = r->draft;
+        else if (q > 0)
+            token = draw_residual(s, p_mass, &d, q_mass, r);
+    }
+    undo_changes(&d);
+    return token >= 0 ? token : draw(s, r);
 }
 
 static int32_t greedy(const sampler *s)
@@ -352,12 +463,8 @@ static void sample_row(sampler *s, const ds_sample_row *r, ds_sample_out *o)
         } else if (r->temperature == 0) {
             o->token = greedy(s);
         } else {
-            s->scale = 1.0f / r->temperature;
-            s->last = UINT64_MAX;
-            filter_top_k(s, r->top_k);
-            filter_top_p(s, r->top_p);
-            filter_min_p(s, r->min_p);
-            o->token = draw(s, r);
+            filter(s, r);
+            o->token = r->draft_logits ? couple(s, r) : draw(s, r);
         }
         int changed = s->n_undo > 0;
         undo_changes(s);
@@ -389,7 +496,7 @@ static void sample_part(void *ctx, int thread, int begin, int end)
     s.cand = (cand *)(void *)p;
     p += (size_t)a->V * sizeof(cand);
     s.block_max = (float *)(void *)p;
-    s.undo = (undo *)(void *)(p + blocks_of(a->V) * sizeof(float));
+    s.undo = (undo *)(void *)(p + 2 * blocks_of(a->V) * sizeof(float)); /* of p, then of q */
     for (int r = begin; r < end; r++) {
         s.x = a->logits + (size_t)r * (size_t)a->V;
         sample_row(&s, &a->row[r], &a->out[r]);
@@ -414,13 +521,15 @@ ds_code ds_cpu_sample(ds_backend *b, const ds_sample_args *a)
         const ds_sample_row *r = &a->row[i];
         if (!ids_ok(r->seen, r->n_seen, a->V) || !ids_ok(r->bias_id, r->n_bias, a->V) ||
             !ids_ok(r->banned, r->n_banned, a->V) || !ids_ok(r->extra, r->n_extra, a->V) ||
-            r->given >= a->V || r->n_logprobs > DS_MAX_TOP_LOGPROBS)
+            r->given >= a->V || r->n_logprobs > DS_MAX_TOP_LOGPROBS ||
+            (r->draft_logits && !ids_ok(&r->draft, 1, a->V)))
             return DS_EINVAL;
         size_t n = (size_t)r->n_seen + (size_t)r->n_extra + (size_t)r->n_bias + (size_t)r->n_banned;
         changes = n > changes ? n : changes;
     }
     sample_job j = {.c = c, .a = a};
-    j.per_thread = (size_t)a->V * sizeof(cand) + blocks_of(a->V) * sizeof(float) + changes * sizeof(undo);
+    j.per_thread =
+        (size_t)a->V * sizeof(cand) + 2 * blocks_of(a->V) * sizeof(float) + 2 * changes * sizeof(undo);
     j.per_thread = (j.per_thread + 63) & ~(size_t)63;
     j.scratch = ds_scratch_need(&c->thread, j.per_thread * (size_t)ds_pool_threads(c->pool));
     if (!j.scratch)

@@ -129,7 +129,8 @@ ds_code ds_cpu_draw(ds_backend *b, const ds_draw_args *a)
         row[r].seed = q->seed;
         row[r].pos = (int64_t)a->row_pos[r] + a->ahead;
         row[r].banned = q->stop;
-        row[r].n_banned = row[r].pos < q->min_pos ? q->n_stop : 0;
+        row[r].n_banned = q->n_stop;
+        row[r].banned_until = q->min_pos;
     }
     ds_code code = ds_cpu_sample(b, &(ds_sample_args){a->logits, a->R, a->V, row, out});
     for (size_t r = 0; code == DS_OK && r < R; r++)

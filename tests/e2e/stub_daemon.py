@@ -65,6 +65,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         try:
+            if chat and stub.thought:
+                self.event({"choices": [{"index": 0, "finish_reason": None, "delta": {"reasoning_content": stub.thought}}]})
             for word in words:
                 time.sleep(stub.gap_s)
                 self.event({"choices": [{"index": 0, "finish_reason": None,
@@ -85,6 +87,7 @@ class Handler(BaseHTTPRequestHandler):
 class StubDaemon:
     def __init__(self):
         self.requests, self.looks, self.disconnects = [], 0, 0
+        self.thought = ""
         self.words, self.gap_s, self.fail, self.break_off, self.ready = ["a", " b", " ü", "\n"], 0.0, None, False, True
 
     def __enter__(self):

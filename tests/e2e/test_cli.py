@@ -72,7 +72,8 @@ def test_complete_reads_stdin_and_writes_json(stub):
     r = ctl(stub, "complete", "--json", "--model-id", "m", stdin="from stdin")
     answer = json.loads(r.stdout)
     assert answer["text"] == "a b ü\n" and answer["finish_reason"] == "stop"
-    assert answer["usage"] == {"prompt_tokens": 7, "completion_tokens": 4, "cached_tokens": 3}
+    assert answer["usage"] == {"prompt_tokens": 7, "completion_tokens": 4, "cached_tokens": 3,
+                               "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0}
     assert stub.requests[-1][1]["prompt"] == "from stdin" and stub.requests[-1][1]["model"] == "m"
 
 
@@ -84,6 +85,13 @@ def test_chat_keeps_the_conversation(stub):
     assert turns[1][2]["content"] == "a b ü\n" and turns[1][3]["content"] == "more"
     assert [m["content"] for m in turns[2]] == ["be brief", "anew"]
     assert stub.requests[-1][1]["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+def test_reasoning_is_shown_dim_at_a_terminal_only(stub):
+    stub.thought = "let me see"
+    assert ctl(stub, "chat", "hello").stdout == "a b ü\n\n"
+    r = ctl(stub, "chat", "hello", "--marks", "color")
+    assert r.stdout == "\x1b[0m\x1b[2mlet me see\n\x1b[0ma b ü\n\n"
 
 
 def test_interrupt_stops_the_request(stub):

@@ -136,6 +136,15 @@ def test_pipelined_requests_are_answered_in_order(served):
         assert json.loads(parts[i].split(b"\r\n\r\n", 1)[1])["choices"][0]["text"] == want
 
 
+def test_head_is_get_without_the_body(served):
+    answer = talk(served, b"HEAD /health HTTP/1.1\r\nHost: a\r\n\r\nHEAD /nothing HTTP/1.1\r\nHost: a\r\n\r\n"
+                  b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert statuses(answer) == [200, 404, 200]
+    parts = answer.split(b"HTTP/1.1 ")[1:]
+    assert parts[0].endswith(b"\r\n\r\n") and parts[1].endswith(b"\r\n\r\n") and parts[2].endswith(b'{"status":"ok"}')
+    assert b"Content-Length: 15\r\n" in parts[0]
+
+
 def test_byte_by_byte(served):
     with connect(served) as s:
         for b in post():

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import unicodedata
 
 import fake_model
 import openai
@@ -250,6 +251,49 @@ def test_a_client_that_leaves_cancels(stage):
     wait_for(lambda: d.metric("dspark_running") == 0, 1, "the cancel")
     assert d.metric("dspark_cancelled_total") == 1
     wait_for(lambda: d.metric("dspark_worker_cancelled_total") == 1, 3, "the worker's count")
+
+
+def test_a_prompt_of_one_token_is_scored_too(served):
+    """Its only position has no log-probability, and is listed all the same."""
+    for n in (0, 2):
+        body = {"prompt": [[40], [40, 41]], "max_tokens": n, "echo": True, "logprobs": 1, "temperature": 0}
+        one, two = served.post("/v1/completions", body)[1]["choices"]
+        assert len(one["logprobs"]["tokens"]) == 1 + n and len(two["logprobs"]["tokens"]) == 2 + n
+        assert one["logprobs"]["token_logprobs"][0] is None and one["logprobs"]["top_logprobs"][0] is None
+        assert one["logprobs"]["tokens"][0] == two["logprobs"]["tokens"][0]
+
+
+def test_a_model_name_with_a_slash(stage):
+    d = stage.router("--served-model-name", "org/my model")
+    stage.fake()
+    d.wait_ready()
+    with openai.OpenAI(base_url=d.url + "/v1", api_key="none", max_retries=0) as c:
+        assert c.models.retrieve("org/my model").id == "org/my model"
+        assert c.completions.create(model="org/my model", prompt="x", max_tokens=1).model == "org/my model"
+        with pytest.raises(openai.NotFoundError):
+            c.models.retrieve("org/other%")
+
+
+def test_every_code_point_survives(served):
+    """All planes, U+0000 too: text in, ids out, the same text back."""
+    for first in range(0, 0x110000, 0x8000):  # line ends between them: marks in a row would be sorted by NFC
+        text = "\n".join(chr(c) for c in range(first, first + 0x8000) if not 0xD800 <= c < 0xE000)
+        if not text:
+            continue
+        status, body = served.post("/tokenize", {"prompt": text})
+        assert status == 200, body
+        want = unicodedata.normalize("NFC", text)
+        assert served.post("/detokenize", {"tokens": body["tokens"]})[1]["prompt"] == want, hex(first)
+
+
+@pytest.mark.parametrize("field,text", [
+    ("seed", '{"prompt":"x","seed":99999999999999999999}'), ("temperature", '{"prompt":"x","temperature":1e999}'),
+    ("prompt", '{"prompt":[1,99999999999999999999]}'), ("stop", '{"prompt":"x","stop":"a\\u0000b"}'),
+    ("model", '{"prompt":"x","model":"tiny\\u0000"}'), ("logit_bias", '{"prompt":"x","logit_bias":{"7":101}}'),
+    ("logit_bias", '{"prompt":"x","logit_bias":{"999999":1}}')])
+def test_odd_values_name_the_field(served, field, text):
+    status, body, _ = served.request("POST", "/v1/completions", text)
+    assert status == 400 and body["error"]["param"] == field and field in body["error"]["message"], body
 
 
 def test_tokenize_and_detokenize(served):

@@ -1,6 +1,7 @@
 """Speculation through the router: same tokens, exact counts, who wrote which token, metrics, and a worker's death."""
 
 import json
+import re
 import subprocess
 
 import fake_model
@@ -133,6 +134,45 @@ def test_ctl_shows_the_accepted_length(drafted, door):
     total = json.loads(run("--json"))["total"]
     assert 2 < total["accepted_length"] < 1 + BLOCK and 0.3 < total["acceptance"] < 0.8
     assert "TAU" in run()
+
+
+def answer(drafted, *flags, ask="chat"):
+    return subprocess.run([BIN / "dsparkctl", ask, "hello", "--url", drafted.url, "--max-tokens", "60", "--seed", "4",
+                           "--summary", "on", *flags], capture_output=True, text=True, check=True)
+
+
+@pytest.mark.parametrize("ask", ["chat", "complete"])
+def test_ctl_marks_what_was_drafted(drafted, ask):
+    """The same text with and without marks; the marked part is exactly the accepted drafts; the figures are its own."""
+    plain = answer(drafted, ask=ask)
+    shown = answer(drafted, "--marks", "brackets", ask=ask)
+    color = answer(drafted, "--marks", "color", ask=ask)
+    assert re.sub("[\u2039\u203a]", "", shown.stdout) == plain.stdout == re.sub(r"\x1b\[[0-9;]*m", "", color.stdout)
+    marked = "".join(re.findall("\u2039(.*?)\u203a", shown.stdout, re.S))
+    assert marked == "".join(re.findall(r"\x1b\[4;32m(.*?)\x1b\[0m", color.stdout, re.S))
+    path = "/v1/chat/completions" if ask == "chat" else "/v1/completions"
+    body = {"messages": [{"role": "user", "content": "hello"}]} if ask == "chat" else {"prompt": "hello"}
+    ids, flags, _ = stream(drafted, path, {**body, "max_tokens": 60, "seed": 4, "temperature": 0.7})
+    assert marked == fake_model.decode([i for i, f in zip(ids, flags) if f]) and len(marked) > 15
+    tokens, steps, saved = map(int, re.search(r"(\d+) tokens in (\d+) steps of the target: (\d+) steps saved", shown.stderr).groups())
+    assert tokens == 60 and saved == 60 - steps and abs(saved - len(marked)) <= 1
+    assert "marked" in shown.stderr and "marked" not in plain.stderr and "tokens/s" in plain.stderr
+
+
+def test_ctl_counts_over_rpc(drafted):
+    a = json.loads(subprocess.run([BIN / "dsparkctl", "complete", "hello", "--rpc", drafted.rpc, "--max-tokens", "60", "--json"],
+                                  capture_output=True, text=True, check=True).stdout)
+    assert a["usage"]["completion_tokens"] == 60 and a["target_steps"] >= 60 - a["usage"]["accepted_prediction_tokens"]
+    assert a["usage"]["accepted_prediction_tokens"] > 15 and a["target_steps"] < 50
+
+
+def test_a_stream_has_an_event_for_each_run(drafted):
+    """Who wrote a piece of text is told by its own event."""
+    _, text, _ = drafted.request("POST", "/v1/completions", {"prompt": "abc", "max_tokens": 100, "seed": 3, "stream": True,
+                                                             "return_speculation": True})
+    events = [json.loads(e[6:])["choices"][0] for e in text.split("\n\n") if e.startswith("data: {")]
+    assert all(len(set(e["accepted_draft"])) <= 1 and len(e["text"]) == len(e["accepted_draft"]) for e in events)
+    assert "".join(e["text"] for e in events) == want("abc", 100, 3)
 
 
 def test_counts_survive_a_worker(stage):

@@ -5,8 +5,13 @@
 
 static ds_sample_row plain(void)
 {
-    return (ds_sample_row){
-        .temperature = 1, .top_p = 1, .repetition = 1, .n_logprobs = -1, .given = -1, .seed = 1};
+    return (ds_sample_row){.temperature = 1,
+                           .top_p = 1,
+                           .repetition = 1,
+                           .n_logprobs = -1,
+                           .given = -1,
+                           .seed = 1,
+                           .banned_until = 1 << 20};
 }
 
 static ds_sample_out sample_one(ds_backend *b, const float *logits, int V, const ds_sample_row *r)
@@ -300,6 +305,154 @@ static void check_bad_rows(const char *isa)
     b->destroy(b);
 }
 
+/* ---- a draft in the row: maximal coupling ---- */
+
+enum { CV = 24 }; /* vocabulary of the coupling tests */
+
+typedef struct couple_case {
+    float p_logits[CV], q_logits[CV];
+    ds_sample_row r;
+} couple_case;
+
+static void couple_variant(int i, couple_case *c, int32_t *ids)
+{
+    static const float bias[] = {1.5f};
+    c->r = plain();
+    fill_logits(c->p_logits, CV, 3, 2);
+    fill_logits(c->q_logits, CV, i % 2 ? 3 : 4, i % 2 ? 1.7f : 2); /* alike, or not at all */
+    c->r.temperature = i % 3 ? 0.7f : 1.3f;
+    c->r.top_p = i & 2 ? 0.8f : 1;
+    c->r.top_k = i & 4 ? 9 : 0;
+    c->r.min_p = i == 6 ? 0.05f : 0;
+    if (i == 7) { /* rules that change logits hold for p and for q */
+        c->r.extra = ids;
+        c->r.n_extra = 3;
+        c->r.frequency = 0.5f;
+        c->r.bias_id = ids + 3;
+        c->r.bias = bias;
+        c->r.n_bias = 1;
+        c->r.banned = ids + 4;
+        c->r.n_banned = 1;
+    }
+}
+
+static void changed(const float *x, const ds_sample_row *r, float *y)
+{
+    memcpy(y, x, CV * sizeof *y);
+    for (int i = 0; i < r->n_extra; i++)
+        y[r->extra[i]] -= r->frequency;
+    for (int i = 0; i < r->n_bias; i++)
+        y[r->bias_id[i]] += r->bias[i];
+    for (int i = 0; i < r->n_banned; i++)
+        y[r->banned[i]] = -1e30f;
+}
+
+/* Draws x from q and couples it with p, many times. planted: the draft's noise is that of the residual draw,
+ * or q is told with another temperature than x was drawn with. Returns chi2 of the outcomes against p; share
+ * of outcomes equal to the draft in *ret_kept. */
+static double couple_chi2(ds_backend *b, couple_case *c, const double *p, int draws, int planted, int *ret_df,
+                          double *ret_kept)
+{
+    long count[CV] = {0}, kept = 0;
+    float q_logits[CV];
+    for (int i = 0; i < draws; i++) {
+        ds_sample_row d = c->r, v = c->r;
+        d.seed = v.seed = (uint64_t)i;
+        d.pos = v.pos = i % 13;
+        d.stream = planted == 1 ? DS_RNG_FINAL : ds_rng_draft_stream(i % 7);
+        d.temperature *= planted == 2 ? 0.6f : 1;
+        v.draft = sample_one(b, c->q_logits, CV, &d).token;
+        memcpy(q_logits, c->q_logits, sizeof q_logits);
+        v.draft_logits = q_logits;
+        int32_t y = sample_one(b, c->p_logits, CV, &v).token;
+        CHECK(memcmp(q_logits, c->q_logits, sizeof q_logits) == 0); /* put back */
+        count[y]++;
+        kept += y == v.draft;
+    }
+    *ret_kept = (double)kept / draws;
+    *ret_df = -1;
+    double stat = 0;
+    for (int i = 0; i < CV; i++) {
+        double want = p[i] * draws;
+        *ret_df += p[i] > 0;
+        stat +=
+            p[i] == 0 ? (count[i] ? 1e9 : 0) : ((double)count[i] - want) * ((double)count[i] - want) / want;
+    }
+    return stat;
+}
+
+static void check_coupling(const char *isa)
+{
+    enum { DRAWS = 40000 };
+    ds_backend *b = ref_open(isa, 1);
+    int32_t ids[] = {2, 5, 2, 11, 0};
+    for (int i = 0; i < 8; i++) {
+        couple_case c;
+        couple_variant(i, &c, ids);
+        float y[CV];
+        double p[CV], q[CV], most = 0, kept;
+        int df;
+        changed(c.p_logits, &c.r, y);
+        ref_filter(y, CV, &c.r, 0, p);
+        changed(c.q_logits, &c.r, y);
+        ref_filter(y, CV, &c.r, 0, q);
+        for (int k = 0; k < CV; k++)
+            most += fmin(p[k], q[k]);
+        double x = couple_chi2(b, &c, p, DRAWS, 0, &df, &kept);
+        CHECK_MSG(x < df + 5 * sqrt(2.0 * df), "case %d: chi2 %g of %d degrees", i, x, df);
+        CHECK_MSG(fabs(kept - most) < 4 * sqrt(most * (1 - most) / DRAWS), "case %d: kept %g of %g", i, kept,
+                  most);
+        if (i % 2 == 0) { /* wrong on purpose, where the draft is often refused */
+            CHECK(couple_chi2(b, &c, p, DRAWS, 1, &df, &kept) > df + 5 * sqrt(2.0 * df));
+            CHECK(couple_chi2(b, &c, p, DRAWS, 2, &df, &kept) > df + 5 * sqrt(2.0 * df));
+        }
+    }
+    b->destroy(b);
+}
+
+/* Edges: greedy, p without the draft, q without numbers, a draft that q forbids, p = q. */
+static void check_coupling_edges(const char *isa)
+{
+    enum { V = 600 };
+    ds_backend *b = ref_open(isa, 1);
+    float x[V], d[V];
+    fill_logits(x, V, 1, 4);
+    fill_logits(d, V, 2, 4);
+    ds_sample_row r = plain(), alone = r;
+    r.draft_logits = d;
+    for (int i = 0; i < 200; i++) {
+        r.seed = alone.seed = (uint64_t)i;
+        r.top_k = alone.top_k = 0;
+        r.draft = 7;
+        r.temperature = 0;
+        alone.temperature = 0;
+        CHECK_EQ(sample_one(b, x, V, &r).token, sample_one(b, x, V, &alone).token);
+        r.temperature = alone.temperature = 1;
+        x[7] = -INFINITY;
+        d[7] = 20;
+        CHECK(sample_one(b, x, V, &r).token != 7);
+        d[9] = NAN;
+        CHECK_EQ(sample_one(b, x, V, &r).token, sample_one(b, x, V, &alone).token);
+        d[9] = 0;
+        d[7] = -INFINITY; /* q cannot have drawn it */
+        CHECK_EQ(sample_one(b, x, V, &r).token, sample_one(b, x, V, &alone).token);
+        x[7] = d[7] = 0;
+        r.draft_logits = x; /* p = q: always kept */
+        r.top_k = alone.top_k = 5;
+        r.draft = sample_one(b, x, V, &alone).token;
+        float same[V];
+        memcpy(same, x, sizeof same);
+        r.draft_logits = same;
+        CHECK_EQ(sample_one(b, x, V, &r).token, r.draft);
+        r.draft_logits = d;
+    }
+    r.draft = V;
+    ds_sample_out o;
+    ds_sample_args a = {x, 1, V, &r, &o};
+    CHECK_EQ(b->sample(b, &a), DS_EINVAL);
+    b->destroy(b);
+}
+
 /* Rows together, two threads, against each alone. */
 static void check_independence(const char *isa)
 {
@@ -350,6 +503,11 @@ static void check_independence(const char *isa)
         check_greedy(#isa);                   \
         check_bad_rows(#isa);                 \
         check_independence(#isa);             \
+    }                                         \
+    DS_TEST(sample_coupling_##isa)            \
+    {                                         \
+        check_coupling(#isa);                 \
+        check_coupling_edges(#isa);           \
     }
 LEVEL(portable)
 LEVEL(avx2)

@@ -451,6 +451,7 @@ static void draw_all(const char *name)
                                  .pos = pos,
                                  .banned = q->stop,
                                  .n_banned = pos < q->min_pos ? q->n_stop : 0,
+                                 .banned_until = INT64_MAX,
                                  .n_logprobs = -1,
                                  .given = -1};
         banned += row[r].n_banned;

@@ -83,7 +83,7 @@ static inline ds_code hash_sample(void *device, const ds_sample_args *a)
         *o = (ds_sample_out){.token = w->given, .logprob = -1, .rank = 1};
         if (w->given < 0) {
             o->token = hash_token(t, t->chain[k], w->temperature > 0 ? w->seed : 0);
-            for (int i = 0; i < w->n_banned; i++)
+            for (int i = 0; w->pos < w->banned_until && i < w->n_banned; i++)
                 if (o->token == w->banned[i])
                     o->token = t->first + (o->token + 1 - t->first) % t->span;
             t->tokens++;

@@ -103,15 +103,10 @@ static inline ds_code fake_forward(void *model, const ds_kv_pool *kv, ds_step_ar
     return DS_OK;
 }
 
-/* The simplest sampler that uses every field a schedule could get wrong. */
-static inline void fake_sample_one(const float *raw, const ds_sample_row *w, ds_sample_out *out)
+/* The row after penalties, bias, bans and temperature. */
+static inline void fake_change(const float *raw, const ds_sample_row *w, float *y)
 {
-    float y[FAKE_V];
-    double sum = 0;
-    memcpy(y, raw, sizeof y);
-    *out = (ds_sample_out){.bad = isnan(raw[0])};
-    for (int v = 0; v < FAKE_V; v++)
-        sum += exp((double)raw[v]);
+    memcpy(y, raw, FAKE_V * sizeof *y);
     int in[FAKE_V] = {0}, times[FAKE_V] = {0};
     for (int i = 0; i < w->n_seen; i++) {
         in[w->seen[i]] = 1;
@@ -126,16 +121,68 @@ static inline void fake_sample_one(const float *raw, const ds_sample_row *w, ds_
         }
     for (int i = 0; i < w->n_bias; i++)
         y[w->bias_id[i]] += w->bias[i];
-    for (int i = 0; i < w->n_banned; i++)
+    for (int i = 0; w->pos < w->banned_until && i < w->n_banned; i++)
         y[w->banned[i]] = -INFINITY;
+    for (int v = 0; v < FAKE_V && w->temperature > 0; v++)
+        y[v] = y[v] / w->temperature;
+}
+
+/* argmax of y, with the noise of a stream or without. */
+static inline int32_t fake_best(const float *y, const ds_sample_row *w, uint32_t stream, int noisy)
+{
     int best = 0;
+    double most = -INFINITY;
     for (int v = 0; v < FAKE_V; v++) {
-        if (w->temperature > 0)
-            y[v] = y[v] / w->temperature +
-                   ds_rng_gumbel(ds_rng_u32(w->seed, DS_RNG_TOKEN, (uint64_t)w->pos, (uint32_t)v));
-        best = y[v] > y[best] ? v : best;
+        uint32_t u =
+            ds_philox(w->seed, (uint32_t)v >> 2, (uint32_t)w->pos, (uint32_t)((uint64_t)w->pos >> 32), stream)
+                .v[v & 3];
+        float x = noisy ? y[v] + ds_rng_gumbel(u) : y[v];
+        if ((double)x > most) {
+            most = (double)x;
+            best = v;
+        }
     }
-    out->token = w->given >= 0 ? w->given : best;
+    return best;
+}
+
+static inline void fake_probs(const float *y, double *p)
+{
+    double sum = 0;
+    for (int v = 0; v < FAKE_V; v++)
+        sum += p[v] = exp((double)y[v]);
+    for (int v = 0; v < FAKE_V; v++)
+        p[v] /= sum;
+}
+
+/* Maximal coupling with the drafted token, from its definition. */
+static inline int32_t fake_couple(const float *y, const ds_sample_row *w)
+{
+    double p[FAKE_V], q[FAKE_V];
+    float d[FAKE_V], r[FAKE_V];
+    fake_change(w->draft_logits, w, d);
+    fake_probs(y, p);
+    fake_probs(d, q);
+    double u = (double)ds_rng_unit(ds_rng_u32(w->seed, DS_RNG_ACCEPT, (uint64_t)w->pos, 0));
+    if (u * q[w->draft] < p[w->draft])
+        return w->draft;
+    for (int v = 0; v < FAKE_V; v++)
+        r[v] = p[v] > q[v] ? (float)log(p[v] - q[v]) : -INFINITY;
+    return fake_best(r, w, DS_RNG_FINAL, 1);
+}
+
+/* The simplest sampler that uses every field a schedule could get wrong. */
+static inline void fake_sample_one(const float *raw, const ds_sample_row *w, ds_sample_out *out)
+{
+    float y[FAKE_V];
+    double sum = 0;
+    *out = (ds_sample_out){.bad = isnan(raw[0])};
+    for (int v = 0; v < FAKE_V; v++)
+        sum += exp((double)raw[v]);
+    fake_change(raw, w, y);
+    int couple = w->draft_logits && w->temperature > 0;
+    out->token = w->given >= 0 ? w->given
+                 : couple      ? fake_couple(y, w)
+                               : fake_best(y, w, w->stream, w->temperature > 0);
     out->logprob = (float)((double)raw[out->token] - log(sum));
 }
 
@@ -170,8 +217,32 @@ typedef struct fake_result {
     float *prompt_logprob; /* [n_prompt] entry 0 unused */
 } fake_result;
 
-/* fake_expect: what the request must give under any schedule. Straight from the definition, no cache. */
-static inline fake_result fake_expect(const fake_target *f, const ds_req *q, int max_len)
+typedef struct fake_luck { /* how probable the emitted tokens were: sum and variance of log p - E[log p] */
+    double sum, var;
+    long n;
+} fake_luck;
+
+static inline void fake_luck_add(fake_luck *l, const float *raw, const ds_sample_row *w, int32_t token)
+{
+    float y[FAKE_V];
+    double p[FAKE_V], mean = 0, square = 0;
+    fake_change(raw, w, y);
+    fake_probs(y, p);
+    for (int v = 0; v < FAKE_V; v++) {
+        double x = p[v] > 0 ? log(p[v]) : 0;
+        mean += p[v] * x;
+        square += p[v] * x * x;
+    }
+    l->sum += (p[token] > 0 ? log(p[token]) : -1e9) - mean;
+    l->var += square - mean * mean;
+    l->n++;
+}
+
+/* fake_follow: what the request must give under any schedule. Straight from the definition, no cache. forced
+ * [n_forced]: these tokens were emitted (of a request whose draws depend on the schedule): their
+ * log-probabilities, how it ends with them, and, when luck is given, how probable they were. */
+static inline fake_result fake_follow(const fake_target *f, const ds_req *q, int max_len,
+                                      const int32_t *forced, int n_forced, fake_luck *luck)
 {
     fake_result r = {0};
     int cap = q->max_tokens < max_len + 1 - q->n_prompt ? q->max_tokens : max_len + 1 - q->n_prompt, bad = 0;
@@ -235,9 +306,16 @@ static inline fake_result fake_expect(const fake_target *f, const ds_req *q, int
                                 q->n_bias,
                                 stop,
                                 at < q->min_tokens ? n_stop : 0,
+                                INT64_MAX,
                                 -1,
                                 -1};
+            if (forced && r.n == n_forced)
+                return r;
+            if (forced)
+                w.given = forced[r.n];
             fake_sample_one(y, &w, &out);
+            if (luck && w.temperature > 0)
+                fake_luck_add(luck, y, &w, out.token);
             r.logprob[r.n] = out.logprob;
             r.token[r.n++] = out.token;
         }
@@ -249,6 +327,11 @@ static inline fake_result fake_expect(const fake_target *f, const ds_req *q, int
         if (r.n >= q->n_output && r.finish != DS_FINISH_NONE)
             return r;
     }
+}
+
+static inline fake_result fake_expect(const fake_target *f, const ds_req *q, int max_len)
+{
+    return fake_follow(f, q, max_len, NULL, 0, NULL);
 }
 
 static inline void fake_result_free(fake_result *r)

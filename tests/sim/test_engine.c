@@ -16,6 +16,9 @@ typedef struct client { /* one request as its sender sees it */
     float bias[4];
     fake_result want;
     int submitted, cancelled, cancelled_at, outcome, n, scored, accepted, rejected;
+    int free; /* its tokens depend on the schedule (`rejection`): recorded, and replayed at its end */
+    int32_t token[MAX_LEN];
+    float logprob[MAX_LEN];
 } client;
 
 typedef struct world {
@@ -29,6 +32,7 @@ typedef struct world {
     client *c; /* [n] */
     int n, steps;
     uint64_t now;
+    fake_luck luck;  /* of free requests */
     char wrong[256]; /* first broken promise seen by the callback */
 } world;
 
@@ -57,6 +61,19 @@ static uint64_t wild_time(void *ctx) /* passes cost anything: the scheduler's ch
                      (unsigned long long)ev->id, #cond);                               \
     } while (0)
 
+/* What a free request gave, from its definition: it becomes what was wanted. */
+static void replay(world *w, client *c, const ds_event *ev)
+{
+    if (!c->free)
+        return;
+    fake_result r = fake_follow(&w->fake, &c->q, ds_engine_max_len(w->e), c->token, c->n, &w->luck);
+    PROMISE(r.n == c->n);
+    for (int i = c->q.n_output; i < c->n && i < r.n; i++)
+        PROMISE(r.token[i] == c->token[i] && r.logprob[i] == c->logprob[i]);
+    fake_result_free(&c->want);
+    c->want = r;
+}
+
 static void on_event(void *ctx, const ds_event *ev)
 {
     world *w = ctx;
@@ -71,9 +88,13 @@ static void on_event(void *ctx, const ds_event *ev)
         }
         c->scored += ev->n;
     } else if (ev->kind == DS_EV_TOKENS) {
-        PROMISE(ev->first == c->n && ev->n > 0 && c->n + ev->n <= c->want.n);
+        PROMISE(ev->first == c->n && ev->n > 0 && c->n + ev->n <= (c->free ? MAX_LEN : c->want.n));
         PROMISE(c->q.prompt_logprobs < 0 || c->scored == c->q.n_prompt - 1);
-        for (int i = 0; i < ev->n && c->n < c->want.n; i++, c->n++)
+        for (int i = 0; c->free && i < ev->n && c->n < MAX_LEN; i++, c->n++) {
+            c->token[c->n] = ev->token[i].token;
+            c->logprob[c->n] = ev->token[i].logprob;
+        }
+        for (int i = 0; !c->free && i < ev->n && c->n < c->want.n; i++, c->n++)
             PROMISE(ev->token[i].token == c->want.token[c->n] &&
                     ev->token[i].logprob == c->want.logprob[c->n]);
         int cap = w->draft.block;
@@ -86,6 +107,7 @@ static void on_event(void *ctx, const ds_event *ev)
         c->rejected += ev->n_rejected;
     } else if (ev->kind == DS_EV_DONE) {
         c->outcome = 1;
+        replay(w, c, ev);
         PROMISE(ev->accepted == c->accepted && ev->rejected == c->rejected);
         PROMISE(ev->n_prompt == c->q.n_prompt && ev->n_output == c->n && ev->n_cached < ev->n_prompt + 1);
         if (ev->finish == DS_FINISH_CANCELLED) {
@@ -97,6 +119,7 @@ static void on_event(void *ctx, const ds_event *ev)
     } else {
         c->outcome = 1;
         w->failed++;
+        replay(w, c, ev);
         PROMISE(ev->code == DS_EDEVICE || (ev->code == DS_ENUMERIC && c->want.bad && c->n == c->want.n));
         PROMISE(ev->msg && ev->msg[0]);
     }
@@ -141,9 +164,11 @@ static void make_request(world *w, client *c, int id)
         q->max_draft = rnd(w, 2) ? 0 : rnd(w, w->draft.block + 3);
     }
     c->want = fake_expect(&w->fake, q, max_len);
+    c->free = w->conf.acceptance == DS_ACCEPT_REJECTION && q->temperature > 0;
     if (rnd(w, 5) == 0 && c->want.n > 0) { /* an earlier attempt delivered a part, or all of it */
         q->n_output = 1 + rnd(w, c->want.n);
         q->output = c->want.token;
+        memcpy(c->token, c->want.token, (size_t)q->n_output * sizeof *c->token);
         memset(c->want.logprob, 0, (size_t)q->n_output * sizeof(float));
         c->n = q->n_output;
         int complete = c->n == c->want.n && !c->want.bad;
@@ -181,11 +206,14 @@ static int step(world *w)
     return work;
 }
 
+enum { PLAIN, COUPLED, REJECTION }; /* kinds of worlds */
+
 static void start_world(world *w, uint64_t seed, int drafted)
 {
     static const int page_tokens[] = {1, 2, 4, 16};
     *w = (world){.seed = seed};
     ds_engine_conf *c = &w->conf;
+    c->acceptance = drafted == REJECTION ? DS_ACCEPT_REJECTION : DS_ACCEPT_COUPLED;
     c->max_seqs = 1 + rnd(w, 8);
     c->max_step_rows = c->max_seqs + rnd(w, 40);
     c->max_logit_rows = c->max_seqs + rnd(w, 8);
@@ -219,10 +247,13 @@ static void end_world(world *w)
 {
     ds_engine_destroy(w->e);
     fake_fini(&w->fake);
+    fake_draft_fini(&w->draft);
     for (int i = 0; i < w->n; i++)
         fake_result_free(&w->c[i].want);
     free(w->c);
 }
+
+static fake_luck g_luck; /* of all worlds */
 
 static void run_world(uint64_t seed, int drafted, ds_engine_stats *sum)
 {
@@ -271,6 +302,9 @@ static void run_world(uint64_t seed, int drafted, ds_engine_stats *sum)
         CHECK_EQ(accepted + rejected, s.spec.verified);
         CHECK(accepted <= s.spec.accepted); /* less what stood behind a stop */
     }
+    g_luck.sum += w->luck.sum;
+    g_luck.var += w->luck.var;
+    g_luck.n += w->luck.n;
     sum->preemptions += s.preemptions;
     sum->prefix_hit_tokens += s.prefix_hit_tokens;
     sum->spec.verified += s.spec.verified;
@@ -282,7 +316,7 @@ DS_TEST(random_schedules_keep_every_promise)
 {
     ds_engine_stats sum = {0};
     for (uint64_t seed = 1; seed <= 3000; seed++)
-        run_world(seed, 0, &sum);
+        run_world(seed, PLAIN, &sum);
     printf("  %llu preemptions, %llu prefix tokens hit\n", (unsigned long long)sum.preemptions,
            (unsigned long long)sum.prefix_hit_tokens);
     CHECK(sum.preemptions > 1000 && sum.prefix_hit_tokens > 10000); /* the worlds are small enough to hurt */
@@ -292,12 +326,28 @@ DS_TEST(speculation_changes_no_token_under_random_schedules)
 {
     ds_engine_stats sum = {0};
     for (uint64_t seed = 10001; seed <= 13000; seed++)
-        run_world(seed, 1, &sum);
+        run_world(seed, COUPLED, &sum);
     printf("  %llu preemptions, %llu prefix tokens hit, %llu drafts verified, %llu accepted\n",
            (unsigned long long)sum.preemptions, (unsigned long long)sum.prefix_hit_tokens,
            (unsigned long long)sum.spec.verified, (unsigned long long)sum.spec.accepted);
     CHECK(sum.preemptions > 1000 && sum.spec.accepted > 100000);
     CHECK(sum.spec.verified - sum.spec.accepted > 100000);
+}
+
+/* Under `rejection` greedy requests give the very tokens of plain decoding; of the others every token must
+ * have the log-probability of its own context, and all together must be as probable as draws from the target
+ * are: a bias of the accepted or the corrected tokens shows as luck. */
+DS_TEST(rejection_keeps_the_distribution_under_random_schedules)
+{
+    ds_engine_stats sum = {0};
+    g_luck = (fake_luck){0};
+    for (uint64_t seed = 20001; seed <= 23000; seed++)
+        run_world(seed, REJECTION, &sum);
+    double z = g_luck.sum / sqrt(g_luck.var);
+    printf("  %llu drafts verified, %llu accepted; %ld sampled tokens, luck %+.2f sigma\n",
+           (unsigned long long)sum.spec.verified, (unsigned long long)sum.spec.accepted, g_luck.n, z);
+    CHECK(sum.spec.accepted > 100000 && sum.spec.verified - sum.spec.accepted > 50000);
+    CHECK(g_luck.n > 100000 && fabs(z) < 5);
 }
 
 static void count_done(void *ctx, const ds_event *ev)

@@ -98,6 +98,26 @@ DS_TEST(fields_arrive)
     ds_params_free(&P);
 }
 
+DS_TEST(nul_is_text_in_prompts_only)
+{
+    CHECK_OK(ds_params_parse(COMP, "{\"prompt\":\"a\\u0000b\"}", 21, &P, &E), E);
+    CHECK_EQ(json_string_length(P.prompt[0]), 3);
+    ds_params_free(&P);
+    refused(COMP, ",\"stop\":\"a\\u0000\"", "stop");
+    refused(COMP, ",\"stop\":[\"\\u0000\"]", "stop");
+    refused(CHAT, ",\"model\":\"a\\u0000\"", "model");
+    refused(CHAT, ",\"user\":\"a\\u0000\"", "user");
+}
+
+DS_TEST(a_number_that_fits_no_type_names_its_field)
+{
+    refused(COMP, ",\"seed\":99999999999999999999", "seed");
+    refused(COMP, ",\"temperature\":-1e999,\"seed\":1", "temperature");
+    refused(COMP, ",\"stop_token_ids\":[1, 99999999999999999999]", "stop_token_ids");
+    refused(COMP, ",\"stop\":[\"a:b\",1e999]", "");
+    refused(COMP, ",\"logit_bias\":{\"5\":100.5}", "logit_bias");
+}
+
 DS_TEST(null_means_not_given)
 {
     ok(COMP, ",\"stop\":null,\"seed\":null,\"logprobs\":null,\"best_of\":null,\"suffix\":null");
@@ -211,7 +231,7 @@ DS_TEST(hostile_json)
                                         "{\"a\":1,\"a\":2}",
                                         "{\"a\":\"\\ud800\"}",
                                         "{\"a\":\"\xff\"}",
-                                        "{\"a\":\"\\u0000\"}",
+                                        "{\"a\\u0000\":1}",
                                         "\xef\xbb\xbf{}",
                                         "{\"a\":01}",
                                         "{'a':1}"};

@@ -271,7 +271,8 @@ static int32_t prefill(house *h, const ask *a)
                          .seed = a->q.seed,
                          .pos = n,
                          .banned = a->stop,
-                         .n_banned = a->q.min_tokens ? a->q.n_stop_id : 0,
+                         .n_banned = a->q.n_stop_id,
+                         .banned_until = n + a->q.min_tokens,
                          .n_logprobs = -1,
                          .given = -1};
     ds_sample_out out;
@@ -329,8 +330,9 @@ static void check_drafts(house *h, int s, const ds_seat *q)
                          .repetition = 1,
                          .seed = q->seed,
                          .banned = q->stop,
-                         .n_banned = q->start + 1 < q->min_pos ? q->n_stop : 0};
-    ds_draft_batch b = {1, &q->anchor, &q->start, &slot, h->table, STRIDE, PT, &row, token, conf};
+                         .n_banned = q->n_stop,
+                         .banned_until = q->min_pos};
+    ds_draft_batch b = {1, &q->anchor, &q->start, &slot, h->table, STRIDE, PT, &row, token, conf, 0, NULL};
     CHECK_OK(ds_draft_block(h->draft, &h->draft_kv, &b, &err), err);
     for (int k = 0; k < TINY_BLOCK; k++)
         CHECK_MSG(token[k] == q->draft[k] && conf[k] == q->conf[k],
@@ -352,8 +354,7 @@ static void pass_through(house *h)
         const ask *a = &h->ask[h->who[s]];
         CHECK_EQ(seat[s].start, a->q.n_prompt + a->n - 1);
         CHECK_EQ(seat[s].anchor, a->want[a->n - 1]);
-        int near = seat[s].start < seat[s].min_pos && seat[s].start + TINY_BLOCK >= seat[s].min_pos;
-        if (seat[s].n_draft && !near) /* a host's pass bans alike in the whole block */
+        if (seat[s].n_draft)
             check_drafts(h, s, &seat[s]);
         CHECK_OK(ds_loop_enter(h->loop, s, &seat[s], h->table + s * STRIDE, h->n_pages[s], &err), err);
     }

@@ -21,6 +21,13 @@ typedef struct ds_draft_info {
     double T[DS_MAX_BLOCK_SIZE]; /* [block] its temperatures, else 1 */
 } ds_draft_info;
 
+/* Where a pass left the logits its drafts were drawn from (device), until the next pass: those of slot k of
+ * request r begin at data + k * slot_stride + r * req_stride. */
+typedef struct ds_draft_logits {
+    float *data;
+    size_t slot_stride, req_stride;
+} ds_draft_logits;
+
 /* One draft pass over R requests. All arrays are host memory. */
 typedef struct ds_draft_batch {
     int R;
@@ -32,6 +39,8 @@ typedef struct ds_draft_batch {
     const ds_sample_row *row; /* [R] how the request samples; pos and logprobs are set by the pass */
     int32_t *token;           /* [R, block] out: x_1..x_block */
     float *conf;              /* [R, block] out: confidence logits; large when there is no confidence head */
+    int independent; /* 1: noise of its own, keyed by start and slot (rule `rejection`); 0: the target's */
+    ds_draft_logits *logits; /* out, or NULL */
 } ds_draft_batch;
 
 /* ds_draft_plan: read and check dir/config.json against the target's; needed before the target is opened,

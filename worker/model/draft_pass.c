@@ -7,6 +7,8 @@
  * seats, only enqueued ops); both run the same layers and head. */
 #include "worker/model/draft_int.h"
 
+#include "base/rng.h"
+
 #include <string.h>
 
 static ds_code norm(ds_draft *d, ds_vec w, const float *x, float *y, int T)
@@ -205,6 +207,7 @@ static ds_code host_draw(ds_draft *d, const ds_draft_batch *bt, int32_t *prev, i
         d->row[i].pos = (int64_t)bt->start[i] + k + 1;
         d->row[i].n_logprobs = -1;
         d->row[i].given = -1;
+        d->row[i].stream = bt->independent ? ds_rng_draft_stream(k) : DS_RNG_TOKEN;
         d->row[i].extra = bt->token + (size_t)i * (size_t)g;
         d->row[i].n_extra = bt->row[i].n_seen ? k : 0; /* with penalties: those of the block count too */
     }
@@ -239,6 +242,9 @@ static ds_code run_block(ds_draft *d, const ds_kv_pool *kv, const ds_draft_batch
         DS_TRY(slot(d, d->anchor, k, R));
         DS_TRY(host_draw(d, bt, prev, k));
     }
+    size_t V = (size_t)d->q.conf.vocab;
+    if (bt->logits)
+        *bt->logits = (ds_draft_logits){d->q.s.logits, (size_t)R * V, V};
     return DS_OK;
 }
 
