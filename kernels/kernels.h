@@ -333,7 +333,8 @@ struct ds_backend {
 };
 
 /* ds_backend_open: "cpu" or "cuda". threads: CPU threads, 0 = one per core of the process's affinity mask.
- * isa: NULL = best of this machine, else "avx512bf16", "avx512", "avx2", "portable" (kernels/registry.c). */
+ * isa: NULL = best of this machine, else "avx512bf16", "avx512", "avx2", "portable" for the CPU; "auto",
+ * "invariant", "portable" for CUDA (kernels/cuda/cuda.h). */
 ds_code ds_backend_open(const char *name, int threads, const char *isa, ds_backend **ret, ds_err *err);
 
 /* ds_quantize_i8: w [n, k] of src.dtype to DS_I8 blocks; q [n, k] int8, scale [n, k/32], host memory.

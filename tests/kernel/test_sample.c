@@ -134,14 +134,26 @@ static void check_draws(const char *isa, int V, float spread, int trials)
 static double chi_square(ds_backend *b, const float *x, int V, ds_sample_row r, const double *p, int draws,
                          int *ret_df)
 {
+    enum { TOGETHER = 100 };
     int *count = calloc((size_t)V, sizeof *count);
+    float *rows = malloc(TOGETHER * (size_t)V * sizeof *rows);
+    ds_sample_row how[TOGETHER];
+    ds_sample_out out[TOGETHER];
     double stat = 0;
     *ret_df = -1;
-    for (int i = 0; i < draws; i++) {
-        r.seed = (uint64_t)i;
-        r.pos = i % 13;
-        count[sample_one(b, x, V, &r).token]++;
+    for (int i = 0; i < draws; i += TOGETHER) {
+        for (int k = 0; k < TOGETHER; k++) {
+            memcpy(rows + (size_t)k * V, x, (size_t)V * sizeof *x);
+            how[k] = r;
+            how[k].seed = (uint64_t)(i + k);
+            how[k].pos = (i + k) % 13;
+        }
+        ds_sample_args a = {rows, TOGETHER, V, how, out};
+        CHECK_EQ(b->sample(b, &a), DS_OK);
+        for (int k = 0; k < TOGETHER; k++)
+            count[out[k].token]++;
     }
+    free(rows);
     for (int i = 0; i < V; i++) {
         double want = p[i] * draws;
         if (p[i] == 0)
@@ -513,3 +525,6 @@ LEVEL(portable)
 LEVEL(avx2)
 LEVEL(avx512)
 LEVEL(avx512bf16)
+LEVEL(cuda_auto)
+LEVEL(cuda_invariant)
+LEVEL(cuda_portable)
