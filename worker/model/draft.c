@@ -154,23 +154,22 @@ static size_t carve(ds_draft *d, char *base)
         void *p;
         size_t n;
     } part[] = {{&d->f, (size_t)d->max_rows * (size_t)d->conf.n_taps * C},
-                {&d->cat, R * (C + r)},
+                {&d->cat, rows * (C + r)},
                 {&d->joint, R * (C + 2 * r)},
-                {&d->e, R * r},
+                {&d->e, rows * r},
                 {&d->cell_in, R * 3 * r},
                 {&d->cell_out, R * r},
                 {&d->state, R * r},
                 {&d->h, rows * C},
                 {&d->z, rows},
-                {&d->one, R},
-                {&d->iota, R},
+                {&d->one, rows},
+                {&d->iota, rows},
                 {&d->token, rows},
                 {&d->pos, rows},
                 {&d->limit, rows},
                 {&d->slot, rows},
                 {&d->order, rows},
-                {&d->x, rows},
-                {&d->anchor, R},
+                {&d->prev, rows + R},
                 {&d->start, R},
                 {&d->row_seat, R}};
     for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
@@ -184,19 +183,19 @@ static size_t carve(ds_draft *d, char *base)
 /* Host side of a pass driven by the host, and the constants of the device's. */
 static ds_code make_host(ds_draft *d, size_t most, ds_err *err)
 {
-    size_t R = (size_t)d->max_reqs, r = (size_t)d->conf.rank, n = R > r * R ? R : r * R;
+    size_t R = (size_t)d->max_reqs, rows = R * (size_t)d->conf.block, states = R * (size_t)d->conf.rank;
     d->row = calloc(R, sizeof *d->row);
     d->out = calloc(R, sizeof *d->out);
     d->rows = calloc(6 * most, sizeof *d->rows);
-    d->numbers = calloc(n, sizeof *d->numbers);
+    d->numbers = calloc(rows > states ? rows : states, sizeof *d->numbers);
     if (!d->row || !d->out || !d->rows || !d->numbers)
         return ds_err_set(err, DS_ENOMEM, "no memory for drafts of %d requests", d->max_reqs);
-    for (size_t i = 0; i < R; i++) {
+    for (size_t i = 0; i < rows; i++) {
         d->numbers[i] = 1.0f;
         d->rows[i] = (int32_t)i;
     }
-    DS_TRY(d->backend->upload(d->backend, d->one, d->numbers, R * sizeof(float)));
-    DS_TRY(d->backend->upload(d->backend, d->iota, d->rows, R * sizeof(int32_t)));
+    DS_TRY(d->backend->upload(d->backend, d->one, d->numbers, rows * sizeof(float)));
+    DS_TRY(d->backend->upload(d->backend, d->iota, d->rows, rows * sizeof(int32_t)));
     return d->backend->sync(d->backend);
 }
 

@@ -149,30 +149,39 @@ static float *slot_logits(const ds_draft *d, int k, int R)
     return d->q.s.logits + (size_t)k * (size_t)R * (size_t)d->q.conf.vocab;
 }
 
-static float *slot_conf(const ds_draft *d, int k, int R)
-{
-    return d->z + (size_t)k * (size_t)R;
-}
-
-/* One slot for all requests: bias and confidence. prev [R]: the tokens before it. */
+/* One slot for all requests: its logits get their bias. prev [R]: the tokens before it. */
 static ds_code slot(ds_draft *d, const int32_t *prev, int k, int R)
 {
     ds_backend *b = d->backend;
     int C = d->q.conf.hidden, r = d->conf.rank;
     const float *h = d->h + (size_t)k * (size_t)R * (size_t)C;
-    float *z = slot_conf(d, k, R);
-    DS_TRY(gather(d, h, d->iota, R, C, d->cat, C + r));
-    if (r) {
-        ds_embed_args e = {.table = d->w1, .token = prev, .y = d->e, .T = R};
-        DS_TRY(b->embed(b, &e));
+    if (!r)
+        return DS_OK;
+    ds_embed_args e = {.table = d->w1, .token = prev, .y = d->e, .T = R};
+    DS_TRY(b->embed(b, &e));
+    if (d->conf.head == DS_HEAD_GATED) {
+        DS_TRY(gather(d, h, d->iota, R, C, d->cat, C + r));
         DS_TRY(gather(d, d->e, d->iota, R, r, d->cat + C, C + r));
-        DS_TRY(markov(d, h, slot_logits(d, k, R), R));
     }
+    return markov(d, h, slot_logits(d, k, R), R);
+}
+
+/* Confidence logits of all slots, which see the tokens before them and not their own. d->prev [block, R] */
+static ds_code confidences(ds_draft *d, int R)
+{
+    ds_backend *b = d->backend;
+    int C = d->q.conf.hidden, r = d->conf.rank, T = R * d->conf.block;
     if (!d->conf.confidence)
         return DS_OK;
-    ds_linear_args a = {.x = d->cat, .w = d->conf_w, .y = z, .T = R, .x_stride = C + r, .y_stride = 1};
+    DS_TRY(gather(d, d->h, d->iota, T, C, d->cat, C + r));
+    if (r) {
+        ds_embed_args e = {.table = d->w1, .token = d->prev, .y = d->e, .T = T};
+        DS_TRY(b->embed(b, &e));
+        DS_TRY(gather(d, d->e, d->iota, T, r, d->cat + C, C + r));
+    }
+    ds_linear_args a = {.x = d->cat, .w = d->conf_w, .y = d->z, .T = T, .x_stride = C + r, .y_stride = 1};
     DS_TRY(b->linear(b, &a));
-    return d->conf_b.data ? ds_qwen3_linear(b, &d->conf_b, d->one, z, 1, R, 1) : DS_OK;
+    return d->conf_b.data ? ds_qwen3_linear(b, &d->conf_b, d->one, d->z, 1, T, 1) : DS_OK;
 }
 
 /* --- driven by the host ------------------------------------------------------------------------------- */
@@ -197,7 +206,7 @@ static ds_code host_backbone(ds_draft *d, const ds_kv_pool *kv, const ds_draft_b
     return backbone(d, kv, &rows, seen, by_slot);
 }
 
-/* Draw slot k, keep its tokens and confidences; host `prev` becomes its tokens. */
+/* Draw slot k and keep its tokens; host `prev` becomes them. */
 static ds_code host_draw(ds_draft *d, const ds_draft_batch *bt, int32_t *prev, int k)
 {
     ds_backend *b = d->backend;
@@ -213,14 +222,25 @@ static ds_code host_draw(ds_draft *d, const ds_draft_batch *bt, int32_t *prev, i
     }
     ds_sample_args s = {slot_logits(d, k, R), R, d->q.conf.vocab, d->row, d->out};
     DS_TRY(b->sample(b, &s));
-    float *z = d->numbers;
-    if (d->conf.confidence)
-        DS_TRY(b->download(b, z, slot_conf(d, k, R), (size_t)R * sizeof *z));
     for (int i = 0; i < R; i++) {
         /* a row without numbers drafts nothing useful; any id is safe, the target refuses it */
-        int32_t x = d->out[i].bad ? 0 : d->out[i].token;
-        prev[i] = bt->token[i * g + k] = x;
-        bt->conf[i * g + k] = !d->conf.confidence ? 30.0f : d->out[i].bad || !(z[i] == z[i]) ? -30.0f : z[i];
+        bt->conf[i * g + k] = d->out[i].bad ? -30.0f : 30.0f;
+        prev[i] = bt->token[i * g + k] = d->out[i].bad ? 0 : d->out[i].token;
+    }
+    return DS_OK;
+}
+
+static ds_code host_confidences(ds_draft *d, const ds_draft_batch *bt)
+{
+    int R = bt->R, g = d->conf.block;
+    float *z = d->numbers;
+    if (!d->conf.confidence)
+        return DS_OK;
+    DS_TRY(confidences(d, R));
+    DS_TRY(d->backend->download(d->backend, z, d->z, (size_t)(R * g) * sizeof *z));
+    for (int t = 0; t < R * g; t++) { /* slot-major */
+        float *c = &bt->conf[t % R * g + t / R];
+        *c = *c < 0 || !(z[t] == z[t]) ? -30.0f : z[t];
     }
     return DS_OK;
 }
@@ -228,24 +248,24 @@ static ds_code host_draw(ds_draft *d, const ds_draft_batch *bt, int32_t *prev, i
 static ds_code run_block(ds_draft *d, const ds_kv_pool *kv, const ds_draft_batch *bt, ds_err *err)
 {
     ds_backend *b = d->backend;
-    int R = bt->R;
-    size_t state = (size_t)R * (size_t)d->conf.rank;
+    size_t R = (size_t)bt->R, state = R * (size_t)d->conf.rank;
     int32_t *prev = d->rows;
     DS_TRY(host_backbone(d, kv, bt, err));
     memset(d->numbers, 0, state * sizeof *d->numbers);
     if (state)
         DS_TRY(b->upload(b, d->state, d->numbers, state * sizeof *d->numbers));
     DS_TRY(b->sync(b)); /* the row arrays are used again */
-    memcpy(prev, bt->anchor, (size_t)R * sizeof *prev);
+    memcpy(prev, bt->anchor, R * sizeof *prev);
     for (int k = 0; k < d->conf.block; k++) {
-        DS_TRY(b->upload(b, d->anchor, prev, (size_t)R * sizeof *prev));
-        DS_TRY(slot(d, d->anchor, k, R));
+        int32_t *before = d->prev + (size_t)k * R;
+        DS_TRY(b->upload(b, before, prev, R * sizeof *prev));
+        DS_TRY(slot(d, before, k, bt->R));
         DS_TRY(host_draw(d, bt, prev, k));
     }
     size_t V = (size_t)d->q.conf.vocab;
     if (bt->logits)
-        *bt->logits = (ds_draft_logits){d->q.s.logits, (size_t)R * V, V};
-    return DS_OK;
+        *bt->logits = (ds_draft_logits){d->q.s.logits, R * V, V};
+    return host_confidences(d, bt);
 }
 
 ds_code ds_draft_block(ds_draft *d, const ds_kv_pool *kv, const ds_draft_batch *b, ds_err *err)
@@ -278,7 +298,7 @@ static ds_code run_round(ds_draft *d, const ds_kv_pool *kv, const ds_draft_round
                           .limit = d->limit,
                           .slot = d->slot,
                           .order = d->order,
-                          .anchor = d->anchor,
+                          .anchor = d->prev,
                           .start = d->start,
                           .row_seat = d->row_seat,
                           .state = d->state,
@@ -286,9 +306,8 @@ static ds_code run_round(ds_draft *d, const ds_kv_pool *kv, const ds_draft_round
     DS_TRY(b->block(b, &rows));
     ds_rows bb = {R * g, d->token, d->pos, d->slot, r->page_table, r->page_stride, r->page_tokens};
     DS_TRY(backbone(d, kv, &bb, d->limit, d->order));
-    const int32_t *prev = d->anchor;
     for (int k = 0; k < g; k++) {
-        int32_t *x = d->x + (size_t)k * (size_t)R;
+        int32_t *prev = d->prev + (size_t)k * (size_t)R;
         DS_TRY(slot(d, prev, k, R));
         ds_draw_args draw = {.logits = slot_logits(d, k, R),
                              .R = R,
@@ -298,11 +317,11 @@ static ds_code run_round(ds_draft *d, const ds_kv_pool *kv, const ds_draft_round
                              .row_seat = d->row_seat,
                              .row_pos = d->start,
                              .ahead = k + 1,
-                             .token = x};
+                             .token = prev + R};
         DS_TRY(b->draw(b, &draw)); /* bad rows draft id 0: the target refuses it */
-        prev = x;
     }
-    ds_offer_args offer = {r->seat, d->row_seat, d->x, d->conf.confidence ? d->z : NULL, R, r->S, g};
+    DS_TRY(confidences(d, R));
+    ds_offer_args offer = {r->seat, d->row_seat, d->prev + R, d->conf.confidence ? d->z : NULL, R, r->S, g};
     return b->offer(b, &offer);
 }
 
