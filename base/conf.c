@@ -510,3 +510,14 @@ void ds_conf_free(const ds_conf_prog *prog, void *out)
         *at = NULL;
     }
 }
+
+int ds_conf_has_colors(char **envp)
+{
+    int term = 0, none = 0;
+    for (; *envp; envp++) {
+        none |= !strncmp(*envp, "NO_COLOR=", 9) && (*envp)[9];
+        if (!strncmp(*envp, "TERM=", 5))
+            term = (*envp)[5] && strcmp(*envp + 5, "dumb") != 0;
+    }
+    return term && !none;
+}

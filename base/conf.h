@@ -46,6 +46,8 @@ typedef enum { DS_CONF_RUN, DS_CONF_HELP, DS_CONF_VERSION, DS_CONF_CHECK, DS_CON
  * out: ds_conf_free. */
 ds_code ds_conf_load(const ds_conf_prog *prog, void *out, int argc, char **argv, char **envp,
                      ds_conf_action *ret_action, int *ret_rest, ds_err *err);
+/* ds_conf_has_colors: whether the terminal of this environment takes colours (TERM, NO_COLOR). */
+int ds_conf_has_colors(char **envp);
 void ds_conf_free(const ds_conf_prog *prog, void *out);
 ds_code ds_conf_help(const ds_conf_prog *prog, ds_buf *out);     /* --help text */
 ds_code ds_conf_markdown(const ds_conf_prog *prog, ds_buf *out); /* reference page (--help-markdown) */

@@ -26,7 +26,8 @@ typedef struct gen { /* one running answer */
 static void gen_init(gen *g, const ds_ctl *c, int is_chat)
 {
     *g = (gen){.ctl = c, .is_chat = is_chat, .print = !c->conf->json};
-    ds_marks_init(&g->marks, c->rpc ? "off" : c->conf->marks, isatty(STDOUT_FILENO), ds_now_ns());
+    ds_marks_init(&g->marks, c->rpc ? "off" : c->conf->marks, isatty(STDOUT_FILENO),
+                  ds_conf_has_colors(environ), ds_now_ns());
 }
 
 /* Text that all comes from drafts, or all from the target; thought: reasoning before the answer. */

@@ -55,7 +55,7 @@ static const ds_conf_key KEYS[] = {
     {"dir", DS_CONF_STR, KEY(dir), "build/random-models",
      .help = "folder to write: make-model into it, forward --random into DIR/SHAPE"},
     {"shape", DS_CONF_STR, KEY(shape), "qwen3-0.6b",
-     .help = "make-model: tiny, or qwen3- 0.6b 1.7b 4b 8b 14b 32b"},
+     .help = "make-model: tiny, demo, or qwen3- 0.6b 1.7b 4b 8b 14b 32b"},
     {"rows", DS_CONF_STR, KEY(rows), "1,2,4,8,16,32,64,128,256", .unit = "1 to 4096 each",
      .help = "forward: rows of a pass, one measurement each"},
     {"sequences", DS_CONF_INT, KEY(sequences), "1", 1, 4096,

@@ -3,7 +3,6 @@
 
 #include <inttypes.h>
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define OPEN "\xe2\x80\xb9"  /* U+2039 */
@@ -11,16 +10,15 @@
 #define GREEN "\033[4;32m"
 #define PLAIN "\033[0m"
 
-void ds_marks_init(ds_marks *m, const char *choice, int is_tty, uint64_t start_ns)
+void ds_marks_init(ds_marks *m, const char *choice, int is_tty, int colors, uint64_t start_ns)
 {
     *m = (ds_marks){.style = DS_MARKS_OFF, .start_ns = start_ns};
-    const char *term = getenv("TERM");
     if (!strcmp(choice, "brackets"))
         m->style = DS_MARKS_BRACKETS;
     else if (!strcmp(choice, "color"))
         m->style = DS_MARKS_COLOR;
     else if (!strcmp(choice, "auto") && is_tty)
-        m->style = getenv("NO_COLOR") || !term || !strcmp(term, "dumb") ? DS_MARKS_BRACKETS : DS_MARKS_COLOR;
+        m->style = colors ? DS_MARKS_COLOR : DS_MARKS_BRACKETS;
 }
 
 void ds_marks_event(ds_marks *m, uint64_t now_ns, int64_t n, int (*flag)(const void *ctx, int64_t i),

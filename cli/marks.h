@@ -18,9 +18,9 @@ typedef struct ds_marks {
     uint64_t start_ns, last_ns; /* when the request left; newest event with tokens */
 } ds_marks;
 
-/* ds_marks_init: choice "auto" (color at a terminal, off elsewhere), "color", "brackets" or "off". With auto,
- * a terminal that has no colours (TERM=dumb, NO_COLOR) gets brackets. */
-void ds_marks_init(ds_marks *m, const char *choice, int is_tty, uint64_t start_ns);
+/* ds_marks_init: choice "auto" (color at a terminal, brackets where that has no colours, off elsewhere),
+ * "color", "brackets" or "off". */
+void ds_marks_init(ds_marks *m, const char *choice, int is_tty, int colors, uint64_t start_ns);
 /* ds_marks_event: n tokens came at now_ns; flag(ctx, i) is 1 for an accepted draft. */
 void ds_marks_event(ds_marks *m, uint64_t now_ns, int64_t n, int (*flag)(const void *ctx, int64_t i),
                     const void *ctx);

@@ -122,6 +122,8 @@ static ds_code open_text(ds_daemon *d, ds_err *err)
     if (!realpath(d->conf.model, path))
         return ds_err_field(err, DS_ENOTFOUND, "model", "%s: no such folder", d->conf.model);
     ds_code code = ds_tokenizer_open(d->conf.model, &d->tok, err);
+    if (code == DS_ELIMIT) /* of the file, not of this moment */
+        code = err->code = DS_EUNSUPPORTED;
     if (code && code != DS_ENOTFOUND)
         return code;
     if (code) /* a bare checkpoint is served by token ids */

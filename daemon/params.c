@@ -475,10 +475,13 @@ static void member_before(const char *s, size_t at, char ret_name[64])
     size_t start = end;
     while (start && s[start - 1] != '"')
         start--;
-    size_t n = end - start < 63 ? end - start : 63;
-    ret_name[0] = 0;
-    if (strspn(s + start, "abcdefghijklmnopqrstuvwxyz_0123456789") >= n)
-        snprintf(ret_name, 64, "%.*s", (int)n, s + start);
+    size_t n = 0;
+    for (; start < end && n < 63; start++)
+        if (s[start] == '_' || (s[start] >= 'a' && s[start] <= 'z'))
+            ret_name[n++] = s[start];
+        else
+            break;
+    ret_name[start == end ? n : 0] = 0;
 }
 
 ds_code ds_json_load(const char *body, size_t len, json_t **ret, ds_err *err)

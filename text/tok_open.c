@@ -26,6 +26,14 @@ static ds_code corrupt(ds_err *err, const char *key, const char *what)
     return ds_err_field(err, DS_ECORRUPT, key, "tokenizer.json: %s %s", key, what);
 }
 
+/* The field of an error from below that names none. */
+static ds_code in_field(ds_err *err, const char *field, ds_code code)
+{
+    if (code != DS_OK && err && !err->field[0])
+        snprintf(err->field, sizeof err->field, "%s", field);
+    return code;
+}
+
 /* Walks the members of the object at s; key is borrowed until the next string is read. */
 static int next_member(ds_jscan *s, int *first, const char **key, size_t *len)
 {
@@ -116,7 +124,7 @@ static ds_code parse_vocab(ds_tokenizer *t, span in, ds_err *err)
                 code = ds_err_field(err, DS_ELIMIT, "model.vocab", "tokenizer.json: more than %d tokens",
                                     DS_MAX_VOCAB);
             else
-                code = ds_vocab_add(&t->vocab, key, len, id, 1, err);
+                code = in_field(err, "model.vocab", ds_vocab_add(&t->vocab, key, len, id, 1, err));
         }
     ds_jscan_fini(&s);
     if (code == DS_OK && more != 0)
@@ -252,6 +260,17 @@ static ds_code parse_all(ds_tokenizer *t, const json_t *root, const spans *sp, d
     return ds_tok_parse_decoder(t, root, err);
 }
 
+/* Errors from below speak of a token or a pattern: say where it stands. */
+static void name_the_file(ds_err *err)
+{
+    char msg[DS_ERR_MSG_MAX];
+    if (!err || !strncmp(err->msg, "tokenizer.json", 14))
+        return;
+    memcpy(msg, err->msg, sizeof msg);
+    snprintf(err->msg, sizeof err->msg, "tokenizer.json: %s%s%.400s", err->field, err->field[0] ? ": " : "",
+             msg);
+}
+
 ds_code ds_tokenizer_parse(const char *json, size_t len, ds_tokenizer **ret, ds_err *err)
 {
     *ret = NULL;
@@ -279,6 +298,7 @@ ds_code ds_tokenizer_parse(const char *json, size_t len, ds_tokenizer **ret, ds_
         t ? parse_all(t, root, &sp, err) : ds_err_set(err, DS_ENOMEM, "no memory for the tokenizer");
     json_decref(root);
     if (code != DS_OK) {
+        name_the_file(err);
         ds_tokenizer_close(t);
         return code;
     }

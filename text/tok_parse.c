@@ -175,8 +175,12 @@ static ds_code added_part(ds_tokenizer *t, const json_t *o, ds_err *err)
         return ds_err_field(err, DS_ECORRUPT, "added_tokens",
                             "tokenizer.json: added token %.40s has id %lld, but %d in the vocabulary", s,
                             (long long)id, known);
-    if (known < 0)
-        DS_TRY(ds_vocab_add(&t->vocab, s, len, id, 0, err));
+    if (known < 0) {
+        ds_code code = ds_vocab_add(&t->vocab, s, len, id, 0, err);
+        if (code != DS_OK && err)
+            memcpy(err->field, "added_tokens", sizeof "added_tokens");
+        DS_TRY(code);
+    }
     int special = is_true(o, "special", 0);
     t->vocab.tok[id].flags |= DS_TOK_ADDED | (special ? DS_TOK_SPECIAL : 0);
     int flags = (is_true(o, "single_word", 0) ? DS_ADDED_SINGLE_WORD : 0) |

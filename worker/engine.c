@@ -60,6 +60,20 @@ static ds_code allocate(ds_engine *e, ds_err *err)
     return e->target.kv_alloc(e->target.model, c->kv_pages, c->page_tokens, &e->kv, err);
 }
 
+static ds_code check_schedule(const ds_engine *e, ds_sched_kind kind, double threshold, ds_err *err)
+{
+    DS_TRY(check_conf("scheduler", (int)kind, 0, DS_SCHED_KINDS - 1, err));
+    if (!(threshold >= 0 && threshold <= 1))
+        return ds_err_field(err, DS_EINVAL, "draft_threshold", "draft_threshold is %g, must be 0..1",
+                            threshold);
+    if (kind == DS_SCHED_GLOBAL && e->conf.acceptance == DS_ACCEPT_REJECTION)
+        return ds_err_field(
+            err, DS_EINVAL, "scheduler",
+            "scheduler global looks at what depends on the drafts it judges: under acceptance "
+            "rejection the text would be biased");
+    return DS_OK;
+}
+
 static ds_code open_spec(ds_engine *e, const ds_drafter *d, ds_err *err)
 {
     const ds_engine_conf *c = &e->conf;
@@ -72,10 +86,16 @@ static ds_code open_spec(ds_engine *e, const ds_drafter *d, ds_err *err)
                             .max_draft = c->max_draft,
                             .mode = c->spec,
                             .acceptance = c->acceptance,
+                            .kind = c->schedule,
+                            .threshold = c->threshold,
                             .T = c->spec_temps,
+                            .synthetic = c->synthetic,
                             .clock = c->clock};
+    DS_TRY(check_schedule(e, c->schedule, c->threshold, err));
     DS_TRY(ds_speculate_create(&sc, d, &e->spec, err));
-    return c->spec == DS_SPEC_AUTO ? ds_speculate_profile(e->spec, &e->target, &e->kv, err) : DS_OK;
+    if (c->spec == DS_SPEC_OFF)
+        return DS_OK;
+    return ds_speculate_profile(e->spec, c->profile, &e->target, &e->kv, err);
 }
 
 ds_code ds_engine_create_on(const ds_engine_conf *conf, const ds_target *target, const ds_drafter *drafter,
@@ -319,7 +339,7 @@ static ds_code compute(ds_engine *e, ds_step_args *a, ds_err *err)
 /* Which drafts stand, and the draft's context for the rows that do. */
 static ds_code accept(ds_engine *e, const ds_plan *p, const ds_step_args *a, ds_err *err)
 {
-    const ds_sample_out *out = e->out;
+    ds_sample_out *out = e->out;
     for (int i = 0; i < p->n; out += p->item[i].n_score + p->item[i].n_sample, i++)
         e->accepted[i] = e->spec ? ds_speculate_accept(e->spec, &p->item[i], out + p->item[i].n_score) : 0;
     return e->spec ? ds_speculate_context(e->spec, p, e->accepted, a, err) : DS_OK;
@@ -420,9 +440,11 @@ ds_code ds_engine_step(ds_engine *e, int *ret_work, ds_err *err)
         return DS_OK;
     }
     pack(e, p, &a);
+    uint64_t packed = e->spec ? ds_clock_ns(e->conf.clock) : 0;
     ds_code code = compute(e, &a, &why); /* target forward and sample */
     if (code == DS_OK)
         code = accept(e, p, &a, &why);
+    double verify_s = e->spec ? (double)(ds_clock_ns(e->conf.clock) - packed) * 1e-9 : 0;
     if (ds_err_class(code) == DS_CLASS_LOST) {
         e->lost = 1;
         return ds_err_set(err, code, "%s", why.msg);
@@ -439,6 +461,8 @@ ds_code ds_engine_step(ds_engine *e, int *ret_work, ds_err *err)
     if (e->spec && code == DS_OK)
         code = ds_speculate_propose(e->spec, e->sched, draft_row, &why);
     account(e, p, start);
+    if (e->spec && code == DS_OK)
+        ds_speculate_learn(e->spec, p, e->accepted, verify_s, (double)e->stats.last_step_ns * 1e-9);
     if (ds_err_class(code) == DS_CLASS_LOST) {
         e->lost = 1;
         return ds_err_set(err, code, "%s", why.msg);
@@ -466,4 +490,19 @@ void ds_engine_get_stats(const ds_engine *e, ds_engine_stats *ret)
     ret->preemptions = c.preemptions;
     ret->prompt_tokens = c.prompt_tokens;
     ret->prefix_hit_tokens = c.prefix_hit_tokens;
+}
+
+int ds_engine_get_profile(const ds_engine *e, ds_profile *ret)
+{
+    if (e->spec)
+        ds_speculate_get_profile(e->spec, ret);
+    return e->spec != NULL;
+}
+
+ds_code ds_engine_set_schedule(ds_engine *e, ds_sched_kind schedule, double threshold, ds_err *err)
+{
+    DS_TRY(check_schedule(e, schedule, threshold, err));
+    if (e->spec)
+        ds_speculate_set_schedule(e->spec, schedule, threshold);
+    return DS_OK;
 }

@@ -44,7 +44,7 @@ struct ds_loop {
     float typical[DS_STEP_BLOCK]; /* of all requests lately */
     uint8_t *drafting;            /* [S] the seat makes drafts; max_draft of it */
     ds_spec_req *req;             /* [S] */
-    ds_spec_cand *cand;           /* [S * block] */
+    ds_spec_cand *cand;           /* [2, S * block]: the second half is scratch */
     int since_draft;
     int on_offer; /* some seat has drafts when the next round begins */
 };
@@ -86,7 +86,7 @@ static ds_code allocate(ds_loop *l, ds_err *err)
     l->expect = calloc(S * g, sizeof *l->expect);
     l->drafting = calloc(S, sizeof *l->drafting);
     l->req = calloc(S, sizeof *l->req);
-    l->cand = calloc(S * g, sizeof *l->cand);
+    l->cand = calloc(2 * S * g, sizeof *l->cand);
     if (!l->patch || !l->expect || !l->drafting || !l->req || !l->cand)
         return ds_err_set(err, DS_ENOMEM, "no memory for a loop of %zu seats", S);
     DS_TRY(b->alloc(b, carve(l, NULL), &l->mem, err));
@@ -494,9 +494,9 @@ static int rank(ds_loop *l, const int *slot, int n)
     for (int i = 0; i < n; i++) {
         const float *mine = expect_of(l, slot[i]);
         int most = l->drafting[slot[i]] < l->block ? l->drafting[slot[i]] : l->block;
-        l->req[i] = (ds_spec_req){mine[0] < 0 ? l->typical : mine, most};
+        l->req[i] = (ds_spec_req){.survival = mine[0] < 0 ? l->typical : mine, .n = most};
     }
-    return ds_spec_rank(l->req, n, l->cand);
+    return ds_spec_rank(l->req, n, l->cand, l->cand + (size_t)l->conf.max_seats * (size_t)l->block);
 }
 
 /* The row bucket with the most expected tokens per second, draft pass included; *ret_drafts: 0 when plain

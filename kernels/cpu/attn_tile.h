@@ -97,8 +97,8 @@ DS_INLINE void attn_values(attn_state *s, const ds_dtype t, const int NQ, const 
             a[i][1] = vf_load(acc + (size_t)i * s->dp + d + VW);
         }
         for (int k = 0; k < valid; k++) {
-            vf lo = lin_load(src + (size_t)k * step, t, 0, vf_set1(0));
-            vf hi = lin_load(src + (size_t)k * step, t, 1, vf_set1(0));
+            vf lo = lin_load(src + (size_t)k * step, t, 0);
+            vf hi = lin_load(src + (size_t)k * step, t, 1);
             DS_UNROLL
             for (int i = 0; i < NQ; i++) {
                 vf w = vf_set1(p[i * ATTN_BLOCK + k]);

@@ -1,18 +1,22 @@
-/* isa_avx2.c - AVX2 + FMA + F16C. 16 registers: NR * TR accumulators, TR activations or NR weights, two more.
- */
+/* isa_avx2.c - AVX2 + FMA + F16C. 16 registers. */
 #define ISA_TABLE ds_isa_avx2
 #define ISA_NAME "avx2"
 #define ISA_PACK_BYTES lin_pack_bytes
 #define ISA_PACK lin_pack
 #define ISA_LINEAR lin_run
-enum {
-    LIN_NR1 = 8,
-    LIN_NR2 = 4,
-    LIN_NR3 = 4,
-    LIN_NR4 = 2,
-    LIN_NR5 = 2,
-    LIN_NR6 = 2
-}; /* weight rows of a tile */
+#define LIN_UNIT lin_unit
+#define LIN_UNIT_K lin_unit_k
+#define LIN_X_SCALE lin_x_scale
+/* Weight rows of a tile of TR activation rows: divisors of DS_LIN_BLOCK. */
+#define LIN_NR(t, TR)                 \
+    ((t) == DS_I8 ? ((TR) == 1   ? 6  \
+                     : (TR) == 2 ? 4  \
+                     : (TR) == 3 ? 3  \
+                                 : 2) \
+                  : ((TR) == 1   ? 12 \
+                     : (TR) == 2 ? 6  \
+                     : (TR) == 3 ? 3  \
+                                 : 2))
 
 #include "kernels/cpu/vec_avx2.h"
 

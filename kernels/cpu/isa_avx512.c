@@ -4,14 +4,11 @@
 #define ISA_PACK_BYTES lin_pack_bytes
 #define ISA_PACK lin_pack
 #define ISA_LINEAR lin_run
-enum {
-    LIN_NR1 = 8,
-    LIN_NR2 = 8,
-    LIN_NR3 = 6,
-    LIN_NR4 = 6,
-    LIN_NR5 = 4,
-    LIN_NR6 = 4
-}; /* weight rows of a tile */
+#define LIN_UNIT lin_unit
+#define LIN_UNIT_K lin_unit_k
+#define LIN_X_SCALE lin_x_scale
+/* Weight rows of a tile of TR activation rows: divisors of DS_LIN_BLOCK. */
+#define LIN_NR(t, TR) ((TR) == 1 ? 12 : (TR) == 2 ? 8 : (TR) <= 4 ? 6 : 4)
 
 #include "kernels/cpu/vec_avx512.h"
 

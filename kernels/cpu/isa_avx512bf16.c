@@ -11,20 +11,30 @@
 #define ISA_PACK_BYTES bf_pack_bytes
 #define ISA_PACK bf_pack
 #define ISA_LINEAR bf_linear
-enum {
-    LIN_NR1 = 8,
-    LIN_NR2 = 8,
-    LIN_NR3 = 6,
-    LIN_NR4 = 6,
-    LIN_NR5 = 4,
-    LIN_NR6 = 4
-}; /* weight rows of a tile */
+#define LIN_DOT
+#define LIN_UNIT bf_unit
+#define LIN_UNIT_K bf_unit_k
+#define LIN_X_SCALE bf_x_scale
+/* Weight rows of a tile of TR activation rows: divisors of DS_LIN_BLOCK. */
+#define LIN_NR(t, TR)                      \
+    ((t) == LIN_I8_DOT ? ((TR) == 1   ? 6  \
+                          : (TR) <= 4 ? 4  \
+                                      : 3) \
+     : (TR) == 1       ? 12                \
+     : (TR) == 2       ? 8                 \
+     : (TR) <= 4       ? 6                 \
+                       : 4)
 
 #include "kernels/cpu/vec_avx512.h"
 
-#include "kernels/cpu/linear_tile.h"
+#include "kernels/cpu/linear_unit.h"
 
 enum { BF_UNIT = 32, I8_UNIT = 64 };
+
+static inline int bf_unit_k(int t)
+{
+    return t == LIN_BF16_DOT ? BF_UNIT : t == LIN_I8_DOT ? I8_UNIT : lin_unit_k(t);
+}
 
 static size_t bf_pack_bytes(ds_dtype w, int k)
 {
@@ -34,6 +44,11 @@ static size_t bf_pack_bytes(ds_dtype w, int k)
     if (w == DS_I8) /* bytes, then scales */
         return (units64 * (I8_UNIT + sizeof(float)) + 63) & ~(size_t)63;
     return lin_pack_bytes(w, k);
+}
+
+static inline size_t bf_x_scale(int t, int k)
+{
+    return t == LIN_I8_DOT ? ((size_t)k + I8_UNIT - 1) / I8_UNIT * I8_UNIT : lin_x_scale(t, k);
 }
 
 static __mmask16 lanes(int left)
@@ -83,166 +98,79 @@ static void bf_pack(ds_dtype w, const float *x, int k, void *ret)
         lin_pack(w, x, k, ret);
 }
 
-/* One unit of 32 inputs; whole = 0: the mask says which exist. */
-DS_INLINE void bf16_unit(const char *const *w, const char *const *x, size_t at, __mmask32 m,
-                         vf acc[TILE_N][TILE_T], const int NR, const int TR, const int whole)
+/* 32 inputs: each lane adds two exact products. The side with fewer rows is held in registers. */
+DS_INLINE void bf16_unit(const lin_at *a, vf acc[TILE_N][TILE_T], int u, const int NR, const int TR)
 {
-    __m512i v[TILE_N];
+    __m512 held[TILE_N];
+    const size_t at = (size_t)u * BF_UNIT * 2;
+    if (TR < NR) {
+        DS_UNROLL
+        for (int r = 0; r < TR; r++)
+            held[r] = vf_keep(_mm512_loadu_ps(a->x[r] + at));
+        DS_UNROLL
+        for (int i = 0; i < NR; i++) {
+            __m512bh w = (__m512bh)vf_keep(_mm512_loadu_ps(a->w[i]));
+            DS_UNROLL
+            for (int r = 0; r < TR; r++)
+                acc[i][r] = _mm512_dpbf16_ps(acc[i][r], w, (__m512bh)held[r]);
+        }
+        return;
+    }
     DS_UNROLL
     for (int i = 0; i < NR; i++)
-        v[i] = whole ? _mm512_loadu_si512(w[i] + at) : _mm512_maskz_loadu_epi16(m, w[i] + at);
+        held[i] = vf_keep(_mm512_loadu_ps(a->w[i]));
     DS_UNROLL
     for (int r = 0; r < TR; r++) {
-        __m512i a = _mm512_loadu_si512(x[r] + at);
+        __m512bh x = (__m512bh)vf_keep(_mm512_loadu_ps(a->x[r] + at));
         DS_UNROLL
         for (int i = 0; i < NR; i++)
-            acc[i][r] = _mm512_dpbf16_ps(acc[i][r], (__m512bh)v[i], (__m512bh)a);
+            acc[i][r] = _mm512_dpbf16_ps(acc[i][r], (__m512bh)held[i], x);
     }
 }
 
-/* As lin_tile; NR and TR are constants where this is inlined. */
-DS_INLINE void bf16_tile(const ds_lin *j, const int NR, const int TR, int n0, int t0, const lin_pass *pass)
+/* 64 inputs, two blocks of weights; whole = 0: only the first exists. */
+DS_INLINE void i8_unit(const lin_at *a, vf acc[TILE_N][TILE_T], int u, const int NR, const int TR,
+                       const int whole)
 {
-    vf acc[TILE_N][TILE_T];
-    const char *w[TILE_N], *x[TILE_T];
-    int units = j->k / BF_UNIT, rest = j->k % BF_UNIT;
-    DS_UNROLL
-    for (int r = 0; r < TR; r++)
-        x[r] = j->x + (size_t)(t0 + r) * j->x_row;
+    __m512i v[TILE_N], start[TILE_N];
+    vf scale[TILE_N];
     DS_UNROLL
     for (int i = 0; i < NR; i++) {
-        w[i] = j->w + (size_t)(n0 + i) * j->w_row;
+        const float *s = a->scale[i] + (size_t)u * 2;
+        v[i] = _mm512_loadu_si512(a->w[i]);
+        __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8((char)128), v[i]);
+        start[i] = _mm512_sub_epi32(_mm512_setzero_si512(), sum);
+        scale[i] = _mm512_insertf32x8(_mm512_set1_ps(s[0]), _mm256_set1_ps(whole ? s[1] : 0), 1);
+    }
+    DS_UNROLL
+    for (int r = 0; r < TR; r++) {
+        __m512i x = _mm512_loadu_si512(a->x[r] + (size_t)u * I8_UNIT);
+        vf xs = vf_set1(*(const float *)(const void *)(a->x[r] + a->x_scale + (size_t)u * sizeof(float)));
         DS_UNROLL
-        for (int r = 0; r < TR; r++)
-            acc[i][r] = vf_set1(0);
-    }
-    const unsigned from = (unsigned)(units * pass->part / pass->parts);
-    const unsigned count =
-        n0 < pass->ahead_end ? (unsigned)(units * (pass->part + 1) / pass->parts) - from : 0;
-    for (int u = 0; u < units; u++) {
-        size_t at = (size_t)u * BF_UNIT * 2;
-        if ((unsigned)u - from < count) {
-            DS_UNROLL
-            for (int i = 0; i < NR; i++)
-                __builtin_prefetch(w[i] + at + pass->ahead, 0, 2);
+        for (int i = 0; i < NR; i++) {
+            __m512i d = _mm512_dpbusd_epi32(start[i], x, v[i]);
+            acc[i][r] = vf_fma(_mm512_cvtepi32_ps(d), vf_mul(scale[i], xs), acc[i][r]);
         }
-        bf16_unit(w, x, at, 0, acc, NR, TR, 1);
     }
-    if (rest)
-        bf16_unit(w, x, (size_t)units * BF_UNIT * 2, (1u << rest) - 1, acc, NR, TR, 0);
-    lin_store(j, acc, NR, TR, n0, t0);
 }
 
-/* One unit of 64 inputs; whole = 0: only its first block of 32 exists. */
-DS_INLINE void i8_unit(const ds_lin *j, int n0, int t0, int u, vf acc[TILE_N][TILE_T], const int NR,
+DS_INLINE void bf_unit(const int t, const lin_at *a, vf acc[TILE_N][TILE_T], int u, const int NR,
                        const int TR, const int whole)
 {
-    const size_t blocks = (size_t)j->k / DS_I8_BLOCK, units = (blocks + 1) / 2;
-    DS_UNROLL
-    for (int i = 0; i < NR; i++) {
-        const char *w = j->w + (size_t)(n0 + i) * j->w_row + (size_t)u * I8_UNIT;
-        const float *s = j->scale + (size_t)(n0 + i) * blocks + (size_t)u * 2;
-        __m512i v = whole ? _mm512_loadu_si512(w) : _mm512_maskz_loadu_epi8(0xffffffffu, w);
-        __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8((char)128), v);
-        __m512i start = _mm512_sub_epi32(_mm512_setzero_si512(), sum);
-        vf ws = _mm512_insertf32x8(_mm512_set1_ps(s[0]), _mm256_set1_ps(whole ? s[1] : 0), 1);
-        DS_UNROLL
-        for (int r = 0; r < TR; r++) {
-            const char *x = j->x + (size_t)(t0 + r) * j->x_row;
-            float xs;
-            memcpy(&xs, x + units * I8_UNIT + (size_t)u * sizeof xs, sizeof xs);
-            __m512i d = _mm512_dpbusd_epi32(start, _mm512_loadu_si512(x + (size_t)u * I8_UNIT), v);
-            acc[i][r] = vf_fma(_mm512_cvtepi32_ps(d), vf_mul(ws, vf_set1(xs)), acc[i][r]);
-        }
-    }
+    if (t == LIN_BF16_DOT)
+        bf16_unit(a, acc, u, NR, TR);
+    else if (t == LIN_I8_DOT)
+        i8_unit(a, acc, u, NR, TR, whole);
+    else
+        lin_unit(t, a, acc, u, NR, TR, whole);
 }
 
-DS_INLINE void i8_tile(const ds_lin *j, const int NR, const int TR, int n0, int t0, const lin_pass *pass)
-{
-    vf acc[TILE_N][TILE_T];
-    int units = j->k / I8_UNIT;
-    DS_UNROLL
-    for (int i = 0; i < NR; i++) {
-        DS_UNROLL
-        for (int r = 0; r < TR; r++)
-            acc[i][r] = vf_set1(0);
-    }
-    const unsigned from = (unsigned)(units * pass->part / pass->parts);
-    const unsigned count =
-        n0 < pass->ahead_end ? (unsigned)(units * (pass->part + 1) / pass->parts) - from : 0;
-    for (int u = 0; u < units; u++) {
-        if ((unsigned)u - from < count) {
-            DS_UNROLL
-            for (int i = 0; i < NR; i++)
-                __builtin_prefetch(j->w + (size_t)(n0 + i) * j->w_row + (size_t)u * I8_UNIT + pass->ahead, 0,
-                                   2);
-        }
-        i8_unit(j, n0, t0, u, acc, NR, TR, 1);
-    }
-    if (j->k % I8_UNIT)
-        i8_unit(j, n0, t0, units, acc, NR, TR, 0);
-    lin_store(j, acc, NR, TR, n0, t0);
-}
-
-DS_INLINE void bf_strip(const ds_lin *j, const int i8, const int NR, const int TR, int n0, int n1, int t0,
-                        const lin_pass *pass)
-{
-    for (; n0 + NR <= n1; n0 += NR) {
-        if (i8)
-            i8_tile(j, NR, TR, n0, t0, pass);
-        else
-            bf16_tile(j, NR, TR, n0, t0, pass);
-    }
-    for (; n0 < n1; n0++) {
-        if (i8)
-            i8_tile(j, 1, TR, n0, t0, pass);
-        else
-            bf16_tile(j, 1, TR, n0, t0, pass);
-    }
-}
-
-DS_INLINE void bf_rows(const ds_lin *j, const int i8, int n0, int n1, int t0, int tr, const lin_pass *pass)
-{
-    switch (tr) {
-    case 1:
-        bf_strip(j, i8, LIN_NR1, 1, n0, n1, t0, pass);
-        break;
-    case 2:
-        bf_strip(j, i8, LIN_NR2, 2, n0, n1, t0, pass);
-        break;
-    case 3:
-        bf_strip(j, i8, LIN_NR3, 3, n0, n1, t0, pass);
-        break;
-    case 4:
-        bf_strip(j, i8, LIN_NR4, 4, n0, n1, t0, pass);
-        break;
-    case 5:
-        bf_strip(j, i8, LIN_NR5, 5, n0, n1, t0, pass);
-        break;
-    default:
-        bf_strip(j, i8, LIN_NR6, 6, n0, n1, t0, pass);
-        break;
-    }
-}
-
-static void bf_rows_bf16(const ds_lin *j, int n0, int n1, int t0, int tr, const lin_pass *pass)
-{
-    bf_rows(j, 0, n0, n1, t0, tr, pass);
-}
-
-static void bf_rows_i8(const ds_lin *j, int n0, int n1, int t0, int tr, const lin_pass *pass)
-{
-    bf_rows(j, 1, n0, n1, t0, tr, pass);
-}
+#include "kernels/cpu/linear_tile.h"
 
 static void bf_linear(const ds_lin *j, int n0, int n1)
 {
-    if (j->dtype == DS_BF16)
-        lin_blocks(j, n0, n1, bf_rows_bf16);
-    else if (j->dtype == DS_I8)
-        lin_blocks(j, n0, n1, bf_rows_i8);
-    else
-        lin_run(j, n0, n1);
+    int t = (int)j->dtype;
+    lin_run_kind(j, t == DS_BF16 ? LIN_BF16_DOT : t == DS_I8 ? LIN_I8_DOT : t, n0, n1);
 }
 
 #include "kernels/cpu/isa_table.h"

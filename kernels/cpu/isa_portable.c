@@ -4,14 +4,11 @@
 #define ISA_PACK_BYTES lin_pack_bytes
 #define ISA_PACK lin_pack
 #define ISA_LINEAR lin_run
-enum {
-    LIN_NR1 = 4,
-    LIN_NR2 = 2,
-    LIN_NR3 = 1,
-    LIN_NR4 = 1,
-    LIN_NR5 = 1,
-    LIN_NR6 = 1
-}; /* weight rows of a tile */
+#define LIN_UNIT lin_unit
+#define LIN_UNIT_K lin_unit_k
+#define LIN_X_SCALE lin_x_scale
+/* Weight rows of a tile of TR activation rows: divisors of DS_LIN_BLOCK. */
+#define LIN_NR(t, TR) ((TR) == 1 ? 4 : (TR) == 2 ? 2 : 1)
 
 #include "kernels/cpu/vec_portable.h"
 

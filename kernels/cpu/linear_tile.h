@@ -1,259 +1,198 @@
-/* linear_tile.h - the matrix product of one instruction-set level; included after a vec_*.h.
+/* linear_tile.h - the matrix product of one instruction-set level; included after a vec_*.h, linear_unit.h
+ * and the level's LIN_UNIT.
  *
- * One output = one vector accumulator over k in ascending units of 2 * VW inputs, then one reduction tree.
- * Every tile shape keeps that order, so a row's result does not depend on T, on its place, or on the split.
- * bf16 weights expand as even and odd elements (a shift, a mask); the packed activations have the same order.
+ * One output = one vector accumulator over k in ascending units, then one reduction tree. Every tile shape
+ * keeps that order, so a row's result does not depend on T, on its place, or on the split. Accumulators of a
+ * block wait in memory, unreduced, while k is worked through in chunks whose activations fit the first cache.
  */
 #ifndef DS_CPU_LINEAR_TILE_H
 #define DS_CPU_LINEAR_TILE_H
 
-#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/linear_unit.h"
 
-/* Tiles are inlined and unrolled into registers, one copy per shape. Sanitizers would take minutes over those
- * copies: there one checked copy serves every shape, with the same arithmetic. */
-#if defined(__has_feature)
-#define DS_SANITIZED (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer))
-#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define DS_SANITIZED 1
-#else
-#define DS_SANITIZED 0
-#endif
-#if DS_SANITIZED
-#define DS_INLINE static __attribute__((noinline))
-#define DS_UNROLL
-#else
-#define DS_INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
-#define DS_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define DS_UNROLL _Pragma("GCC unroll 8")
-#endif
-#endif
-
-enum { UNIT = 2 * VW, TILE_N = 8, TILE_T = 6 };
-
-static size_t lin_pack_bytes(ds_dtype w, int k)
-{
-    (void)w;
-    return (((size_t)k + UNIT - 1) / UNIT * UNIT * sizeof(float) + 63) & ~(size_t)63;
-}
-
-static void lin_pack(ds_dtype w, const float *x, int k, void *ret)
-{
-    float *y = ret;
-    for (int i = 0; i < k; i += UNIT) {
-        float tail[UNIT] = {0};
-        const float *src = x + i;
-        if (k - i < UNIT)
-            src = memcpy(tail, src, (size_t)(k - i) * sizeof *src);
-        vf a = vf_load(src), b = vf_load(src + VW);
-        if (w == DS_BF16)
-            vf_load_unzip(src, &a, &b);
-        vf_store(y + i, a);
-        vf_store(y + i + VW, b);
-    }
-}
-
-static size_t lin_elem(ds_dtype t)
-{
-    return t == DS_I8 ? 1 : t == DS_F32 ? 4 : 2;
-}
-
-/* Half h of the unit at p, as f32. */
-DS_INLINE vf lin_load(const char *p, ds_dtype t, int h, vf scale)
-{
-    switch (t) {
-    case DS_BF16:
-        return h ? vf_bf16_odd(p) : vf_bf16_even(p);
-    case DS_F16:
-        return vf_load_f16(p + h * VW * 2);
-    case DS_I8:
-        return vf_mul(vf_load_i8(p + h * VW), scale);
-    default:
-        return vf_load((const float *)(const void *)(p + h * VW * 4));
-    }
-}
-
-DS_INLINE void lin_store(const ds_lin *j, vf acc[TILE_N][TILE_T], const int NR, const int TR, int n0, int t0)
-{
-    DS_UNROLL
-    for (int r = 0; r < TR; r++) {
-        float *y = j->y + (size_t)(t0 + r) * j->y_stride + n0;
-        DS_UNROLL
-        for (int i = 0; i < NR; i++) {
-            float s = vf_hsum(acc[i][r]);
-            y[i] = j->accumulate ? y[i] + s : s;
-        }
-    }
-}
-
-typedef struct lin_pass { /* one pass of a tile of activation rows over a block of weight rows */
-    size_t ahead;         /* bytes from a weight row to the one to prefetch: the next block */
-    int ahead_end;        /* weight rows from here on have none */
-    int part, parts;      /* this pass fetches part of parts */
+/* One pass: a tile of activation rows over a block of weight rows and a chunk of k. */
+typedef struct lin_pass {
+    int n0, n1, t0;    /* weight rows, first activation row */
+    int u0, u1, last;  /* units of k; last: and what remains after them */
+    vf *sum;           /* [tile rows, DS_LIN_BLOCK] */
+    const char *fetch; /* next line of the next block to prefetch, up to */
+    const char *stop;
+    int every, due; /* prefetch at every so many units, so that the passes share the work */
 } lin_pass;
 
-/* Half h of unit u. The side with fewer rows is held in registers, so that NR * TR sums and it fit 16 of
- * them. */
-DS_INLINE void lin_half(const ds_dtype t, const char *const *w, const float *const *scale,
-                        const float *const *x, vf acc[TILE_N][TILE_T], int u, const int h, const int NR,
-                        const int TR)
-{
-    vf held[TILE_N], s = vf_set1(0);
-    const size_t at = (size_t)u * UNIT + h * VW;
-    if (TR < NR) {
-        DS_UNROLL
-        for (int r = 0; r < TR; r++)
-            held[r] = vf_load(x[r] + at);
-    }
-    DS_UNROLL
-    for (int i = 0; i < NR; i++) {
-        if (t == DS_I8)
-            s = vf_set1(scale[i][u * UNIT / DS_I8_BLOCK]);
-        vf v = lin_load(w[i], t, h, s);
-        if (TR >= NR) {
-            held[i] = v;
-            continue;
-        }
-        DS_UNROLL
-        for (int r = 0; r < TR; r++)
-            acc[i][r] = vf_fma(v, held[r], acc[i][r]);
-    }
-    if (TR < NR)
-        return;
-    DS_UNROLL
-    for (int r = 0; r < TR; r++) {
-        vf v = vf_load(x[r] + at);
-        DS_UNROLL
-        for (int i = 0; i < NR; i++)
-            acc[i][r] = vf_fma(held[i], v, acc[i][r]);
-    }
-}
-
-/* Outputs [t0, t0 + TR) x [n0, n0 + NR); t, NR and TR are constants where this is inlined. Rows `ahead` bytes
- * further are prefetched, of each the units that this pass over the block is to fetch. */
-DS_INLINE void lin_tile(const ds_lin *j, const ds_dtype t, const int NR, const int TR, int n0, int t0,
-                        const lin_pass *pass)
+/* Outputs [t0, t0 + TR) x [n, n + NR); t, NR and TR are constants where this is inlined. */
+DS_INLINE void lin_tile(const ds_lin *j, const int t, const int NR, const int TR, int n, lin_pass *p)
 {
     vf acc[TILE_N][TILE_T];
-    const char *w[TILE_N];
-    const float *x[TILE_T], *scale[TILE_N] = {0};
-    const int step = UNIT * (t == DS_I8 ? 1 : t == DS_F32 ? 4 : 2), units = j->k / UNIT, rest = j->k % UNIT;
-    DS_UNROLL
-    for (int r = 0; r < TR; r++)
-        x[r] = (const float *)(const void *)(j->x + (size_t)(t0 + r) * j->x_row);
+    lin_at a;
+    const int step = LIN_UNIT_K(t) * (int)lin_elem(t);
+    const int lines = (NR * step + 63) / 64;
+    vf *sum = p->sum + (n - p->n0);
     DS_UNROLL
     for (int i = 0; i < NR; i++) {
-        w[i] = j->w + (size_t)(n0 + i) * j->w_row;
-        if (t == DS_I8)
-            scale[i] = j->scale + (size_t)(n0 + i) * (size_t)(j->k / DS_I8_BLOCK);
+        a.w[i] = j->w + (size_t)(n + i) * j->w_row + (size_t)p->u0 * step;
+        a.scale[i] = lin_elem(t) == 1 ? j->scale + (size_t)(n + i) * (size_t)(j->k / DS_I8_BLOCK) : NULL;
         DS_UNROLL
         for (int r = 0; r < TR; r++)
-            acc[i][r] = vf_set1(0);
+            acc[i][r] = p->u0 ? sum[r * DS_LIN_BLOCK + i] : vf_set1(0);
     }
-    const unsigned from = (unsigned)(units * pass->part / pass->parts);
-    const unsigned count =
-        n0 < pass->ahead_end ? (unsigned)(units * (pass->part + 1) / pass->parts) - from : 0;
-    for (int u = 0; u < units; u++) {
-        if ((unsigned)u - from < count) {
-            DS_UNROLL
-            for (int i = 0; i < NR; i++)
-                __builtin_prefetch(w[i] + pass->ahead, 0, 2);
+    DS_UNROLL
+    for (int r = 0; r < TR; r++)
+        a.x[r] = j->x + (size_t)(p->t0 + r) * j->x_row;
+    a.x_scale = LIN_X_SCALE(t, j->k);
+    const char *fetch = p->fetch;
+    int due = p->due;
+    for (int u = p->u0; u < p->u1; u++) {
+        if (--due <= 0) {
+            due = p->every;
+            if (fetch < p->stop) {
+                DS_UNROLL
+                for (int i = 0; i < lines; i++)
+                    __builtin_prefetch(fetch + i * 64, 0, 2);
+                fetch += lines * 64;
+            }
         }
-        lin_half(t, w, scale, x, acc, u, 0, NR, TR);
-        lin_half(t, w, scale, x, acc, u, 1, NR, TR);
+        LIN_UNIT(t, &a, acc, u, NR, TR, 1);
         DS_UNROLL
         for (int i = 0; i < NR; i++)
-            w[i] += step;
+            a.w[i] += step;
     }
-    if (t != DS_I8 && rest) {
+    p->fetch = fetch;
+    p->due = due;
+    const int rest = j->k % LIN_UNIT_K(t);
+    if (p->last && rest) {
         _Alignas(64) char tail[TILE_N][UNIT * 4]; /* a mapped file may end here: no read beyond the row */
         memset(tail, 0, sizeof tail);
         DS_UNROLL
-        for (int i = 0; i < NR; i++) {
-            memcpy(tail[i], w[i], (size_t)rest * lin_elem(t));
-            w[i] = tail[i];
-        }
-        lin_half(t, w, scale, x, acc, units, 0, NR, TR);
-        lin_half(t, w, scale, x, acc, units, 1, NR, TR);
+        for (int i = 0; i < NR; i++)
+            a.w[i] = memcpy(tail[i], a.w[i], (size_t)rest * lin_elem(t));
+        LIN_UNIT(t, &a, acc, p->u1, NR, TR, 0);
     }
-    lin_store(j, acc, NR, TR, n0, t0);
+    DS_UNROLL
+    for (int r = 0; r < TR; r++) {
+        DS_UNROLL
+        for (int i = 0; i < NR; i++)
+            sum[r * DS_LIN_BLOCK + i] = acc[i][r];
+    }
 }
 
-/* Weight rows [n0, n1) against activation rows [t0, t0 + TR), NR rows at a time. */
-DS_INLINE void lin_strip(const ds_lin *j, const ds_dtype t, const int NR, const int TR, int n0, int n1,
-                         int t0, const lin_pass *pass)
+DS_INLINE void lin_strip(const ds_lin *j, const int t, const int NR, const int TR, lin_pass *p)
 {
-    for (; n0 + NR <= n1; n0 += NR)
-        lin_tile(j, t, NR, TR, n0, t0, pass);
-    for (; n0 < n1; n0++)
-        lin_tile(j, t, 1, TR, n0, t0, pass);
+    int n = p->n0;
+    for (; n + NR <= p->n1; n += NR)
+        lin_tile(j, t, NR, TR, n, p);
+    for (; n < p->n1; n++)
+        lin_tile(j, t, 1, TR, n, p);
 }
 
-DS_INLINE void lin_rows(const ds_lin *j, const ds_dtype t, int n0, int n1, int t0, int tr,
-                        const lin_pass *pass)
+DS_INLINE void lin_rows(const ds_lin *j, const int t, int rows, lin_pass *p)
 {
-    switch (tr) {
+    switch (rows) {
     case 1:
-        lin_strip(j, t, LIN_NR1, 1, n0, n1, t0, pass);
+        lin_strip(j, t, LIN_NR(t, 1), 1, p);
         break;
     case 2:
-        lin_strip(j, t, LIN_NR2, 2, n0, n1, t0, pass);
+        lin_strip(j, t, LIN_NR(t, 2), 2, p);
         break;
     case 3:
-        lin_strip(j, t, LIN_NR3, 3, n0, n1, t0, pass);
+        lin_strip(j, t, LIN_NR(t, 3), 3, p);
         break;
     case 4:
-        lin_strip(j, t, LIN_NR4, 4, n0, n1, t0, pass);
+        lin_strip(j, t, LIN_NR(t, 4), 4, p);
         break;
     case 5:
-        lin_strip(j, t, LIN_NR5, 5, n0, n1, t0, pass);
+        lin_strip(j, t, LIN_NR(t, 5), 5, p);
         break;
     default:
-        lin_strip(j, t, LIN_NR6, 6, n0, n1, t0, pass);
+        lin_strip(j, t, LIN_NR(t, 6), 6, p);
         break;
     }
 }
 
-static void lin_rows_f32(const ds_lin *j, int n0, int n1, int t0, int tr, const lin_pass *pass)
+static void lin_rows_f32(const ds_lin *j, int rows, lin_pass *p)
 {
-    lin_rows(j, DS_F32, n0, n1, t0, tr, pass);
+    lin_rows(j, DS_F32, rows, p);
 }
-static void lin_rows_bf16(const ds_lin *j, int n0, int n1, int t0, int tr, const lin_pass *pass)
+static void lin_rows_bf16(const ds_lin *j, int rows, lin_pass *p)
 {
-    lin_rows(j, DS_BF16, n0, n1, t0, tr, pass);
+    lin_rows(j, DS_BF16, rows, p);
 }
-static void lin_rows_f16(const ds_lin *j, int n0, int n1, int t0, int tr, const lin_pass *pass)
+static void lin_rows_f16(const ds_lin *j, int rows, lin_pass *p)
 {
-    lin_rows(j, DS_F16, n0, n1, t0, tr, pass);
+    lin_rows(j, DS_F16, rows, p);
 }
-static void lin_rows_i8(const ds_lin *j, int n0, int n1, int t0, int tr, const lin_pass *pass)
+static void lin_rows_i8(const ds_lin *j, int rows, lin_pass *p)
 {
-    lin_rows(j, DS_I8, n0, n1, t0, tr, pass);
+    lin_rows(j, DS_I8, rows, p);
 }
+#ifdef LIN_DOT
+static void lin_rows_bf16_dot(const ds_lin *j, int rows, lin_pass *p)
+{
+    lin_rows(j, LIN_BF16_DOT, rows, p);
+}
+static void lin_rows_i8_dot(const ds_lin *j, int rows, lin_pass *p)
+{
+    lin_rows(j, LIN_I8_DOT, rows, p);
+}
+#endif
 
-typedef void (*lin_rows_fn)(const ds_lin *j, int n0, int n1, int t0, int tr, const lin_pass *pass);
+/* Reduce the sums of a pass into y. */
+static void lin_finish(const ds_lin *j, const lin_pass *p, int rows)
+{
+    for (int r = 0; r < rows; r++) {
+        const vf *sum = p->sum + r * DS_LIN_BLOCK;
+        float *y = j->y + (size_t)(p->t0 + r) * (size_t)j->y_stride + p->n0, s[8];
+        for (int n = p->n1 - p->n0; n > 0; n -= 8, sum += 8, y += 8) {
+            int some = n < 8 ? n : 8;
+            if (some == 8)
+                vf_hsum8(sum, s);
+            else
+                for (int i = 0; i < some; i++)
+                    s[i] = vf_hsum(sum[i]);
+            for (int i = 0; i < some; i++)
+                y[i] = j->accumulate ? y[i] + s[i] : s[i];
+        }
+    }
+}
 
 /* A block of weight rows stays in the first caches while all activation rows pass, and the next block is
  * fetched meanwhile: memory gives each weight once, and works while the products do. */
-static void lin_blocks(const ds_lin *j, int n0, int n1, lin_rows_fn rows)
+static void lin_run_kind(const ds_lin *j, int kind, int n0, int n1)
 {
-    const int block = j->T <= 32 ? DS_LIN_BLOCK : 2 * DS_LIN_BLOCK;
-    lin_pass pass = {(size_t)block * j->w_row, n1 - block, 0, (j->T + TILE_T - 1) / TILE_T};
-    for (int n = n0; n < n1; n += block) {
-        int end = n + block < n1 ? n + block : n1, t = 0;
-        for (pass.part = 0; pass.part < pass.parts; pass.part++) { /* tiles of nearly equal size */
-            int left = pass.parts - pass.part, tr = (j->T - t + left - 1) / left;
-            rows(j, n, end, t, tr, &pass);
-            t += tr;
+    typedef void (*rows_fn)(const ds_lin *j, int rows, lin_pass *p);
+    static const rows_fn by_kind[] = {
+        lin_rows_f32,      lin_rows_bf16,   lin_rows_f16, lin_rows_i8,
+#ifdef LIN_DOT
+        lin_rows_bf16_dot, lin_rows_i8_dot,
+#endif
+    };
+    vf sum[TILE_T * DS_LIN_BLOCK];
+    const int units = j->k / LIN_UNIT_K(kind), passes = (j->T + TILE_T - 1) / TILE_T;
+    const int x_unit = (int)(j->x_row / (size_t)(units + 1)) + 1; /* about the bytes of one */
+    lin_pass p = {.sum = sum, .every = passes};
+    for (p.n0 = n0; p.n0 < n1; p.n0 = p.n1) {
+        p.n1 = n1 - p.n0 < DS_LIN_BLOCK ? n1 : p.n0 + DS_LIN_BLOCK;
+        int next = j->n - p.n1 < DS_LIN_BLOCK ? j->n : p.n1 + DS_LIN_BLOCK;
+        p.fetch = j->w + (size_t)p.n1 * j->w_row;
+        p.stop = j->w + (size_t)next * j->w_row;
+        p.t0 = 0;
+        for (int left = passes; left > 0; left--) { /* tiles of nearly equal size */
+            int rows = (j->T - p.t0 + left - 1) / left, chunk = X_CHUNK / (x_unit * rows);
+            p.last = 0;
+            for (p.u0 = 0; !p.last; p.u0 = p.u1) {
+                p.u1 = units - p.u0 > chunk + chunk / 4 ? p.u0 + chunk : units;
+                p.last = p.u1 == units;
+                by_kind[kind](j, rows, &p);
+            }
+            lin_finish(j, &p, rows);
+            p.t0 += rows;
         }
     }
 }
 
 static void lin_run(const ds_lin *j, int n0, int n1)
 {
-    static const lin_rows_fn by_dtype[] = {lin_rows_f32, lin_rows_bf16, lin_rows_f16, lin_rows_i8};
-    lin_blocks(j, n0, n1, by_dtype[j->dtype]);
+    lin_run_kind(j, (int)j->dtype, n0, n1);
 }
 
 #endif

@@ -33,6 +33,12 @@ static inline void vf_store_n(float *p, vf v, int n)
 {
     _mm512_mask_storeu_ps(p, ds_mask_n(n), v);
 }
+/* vf_keep: v in a register from here on; a compiler may otherwise read memory again for each use. */
+static inline vf vf_keep(vf v)
+{
+    __asm__ volatile("" : "+v"(v));
+    return v;
+}
 static inline vf vf_add(vf a, vf b)
 {
     return _mm512_add_ps(a, b);
@@ -81,6 +87,26 @@ static inline float vf_hsum(vf v)
     a = _mm_add_ps(a, _mm_movehl_ps(a, a));
     return _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)));
 }
+/* vf_hsum of eight vectors at once: the same additions, so the same bits. */
+static inline void vf_hsum8(const vf *v, float *ret)
+{
+    __m256 e[8], h[4], q[2]; /* halves added, quarters of a pair, eighths of four */
+    for (int i = 0; i < 8; i++)
+        e[i] = _mm256_add_ps(_mm512_castps512_ps256(v[i]), _mm512_extractf32x8_ps(v[i], 1));
+    for (int i = 0; i < 4; i++) {
+        int at = i / 2 * 4 + i % 2; /* vectors at and at + 2 */
+        h[i] = _mm256_add_ps(_mm256_permute2f128_ps(e[at], e[at + 2], 0x20),
+                             _mm256_permute2f128_ps(e[at], e[at + 2], 0x31));
+    }
+    for (int i = 0; i < 2; i++) {
+        __m256d a = _mm256_castps_pd(h[2 * i]), b = _mm256_castps_pd(h[2 * i + 1]);
+        q[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
+                             _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+    }
+    __m256 s = _mm256_add_ps(_mm256_shuffle_ps(q[0], q[1], 0x88), _mm256_shuffle_ps(q[0], q[1], 0xdd));
+    s = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(s), 0xd8));
+    _mm256_storeu_ps(ret, s);
+}
 static inline float vf_hmax(vf v)
 {
     return _mm512_reduce_max_ps(v);
@@ -124,6 +150,16 @@ static inline void vf_store_zip(float *p, vf even, vf odd)
     const __m512i hi = _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8);
     _mm512_storeu_ps(p, _mm512_permutex2var_ps(even, lo, odd));
     _mm512_storeu_ps(p + 16, _mm512_permutex2var_ps(even, hi, odd));
+}
+/* 32 int8 widened; vq_dot: lane sums of their products with 32 int16, below 2^24 and so exact in f32. */
+typedef __m512i vq;
+static inline vq vq_load(const void *p)
+{
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p));
+}
+static inline vf vq_dot(vq w, const int16_t *x)
+{
+    return _mm512_cvtepi32_ps(_mm512_madd_epi16(w, _mm512_loadu_si512(x)));
 }
 
 #endif

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #define VW 4
+enum { DS_VQ = 32 / VW };
 typedef float vf __attribute__((vector_size(16)));
 typedef int32_t vi __attribute__((vector_size(16)));
 typedef uint32_t vu __attribute__((vector_size(16)));
@@ -35,6 +36,10 @@ static inline vf vf_load_n(const float *p, int n)
 static inline void vf_store_n(float *p, vf v, int n)
 {
     memcpy(p, &v, (size_t)n * sizeof *p);
+}
+static inline vf vf_keep(vf v)
+{
+    return v;
 }
 static inline vf vf_add(vf a, vf b)
 {
@@ -89,6 +94,11 @@ static inline vf vf_scale2(vf v, vf n)
 static inline float vf_hsum(vf v)
 {
     return (v[0] + v[2]) + (v[1] + v[3]);
+}
+static inline void vf_hsum8(const vf *v, float *ret)
+{
+    for (int i = 0; i < 8; i++)
+        ret[i] = vf_hsum(v[i]);
 }
 static inline float vf_hmax(vf v)
 {
@@ -161,6 +171,27 @@ static inline void vf_store_zip(float *p, vf even, vf odd)
         p[2 * i] = even[i];
         p[2 * i + 1] = odd[i];
     }
+}
+/* 32 int8 widened; vq_dot: lane sums of their products with 32 int16, exact before one rounding to f32. */
+typedef struct vq {
+    vi a[DS_VQ];
+} vq;
+static inline vq vq_load(const void *p)
+{
+    vq w;
+    for (int i = 0; i < DS_VQ; i++) {
+        int8_t q[VW];
+        memcpy(q, (const int8_t *)p + i * VW, sizeof q);
+        w.a[i] = (vi){q[0], q[1], q[2], q[3]};
+    }
+    return w;
+}
+static inline vf vq_dot(vq w, const int16_t *x)
+{
+    vi s = {0};
+    for (int i = 0; i < DS_VQ; i++)
+        s += w.a[i] * (vi){x[i * VW], x[i * VW + 1], x[i * VW + 2], x[i * VW + 3]};
+    return (vf){(float)s[0], (float)s[1], (float)s[2], (float)s[3]};
 }
 
 #endif

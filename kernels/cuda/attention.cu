@@ -101,8 +101,13 @@ ds_code ds_cuda_attention(ds_backend *b, const ds_attn_args *a)
         return DS_OK;
     __nv_bfloat16 *rounded;
     DS_TRY(ds_cuda_shadow(c, a->out, r->T, a->H * a->D, &rounded));
-    if (ds_cuda_attention_mma_fits(c, a))
-        return ds_cuda_attention_mma(c, a, rounded);
+    if (ds_cuda_attention_mma_fits(a)) {
+        const int group = a->H / a->G, many = c->fast && !c->invariant && r->T > DS_CUDA_FEW_ROWS;
+        const int dense = many && (group & (group - 1)) == 0 ? DS_ATTN_DENSE / group : 0;
+        if (dense)
+            DS_TRY(ds_cuda_attention_prefill(c, a, rounded, dense));
+        return ds_cuda_attention_mma(c, a, rounded, dense);
+    }
     const dim3 grid((unsigned)r->T, (unsigned)a->H), block(32 * WARPS);
     if (a->kv.dtype == DS_BF16)
         return ds_launch(c, attention_kernel<DS_BF16>, grid, block, 0, *a, rounded);

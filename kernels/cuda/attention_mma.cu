@@ -1,7 +1,7 @@
 /* attention_mma.cu - attention over bf16 pages of 16 tokens on tensor cores, for few rows (decode, verify).
  *
  * A tile is up to 16 query vectors: all heads of one KV head, times the rows of one sequence that fit (GQA packing). Its
- * keys are cut in chunks of 128 by position; chunk i goes to split i % SPLITS, inside it two pages to each of four
+ * keys are cut in chunks of 128 by position; chunk i goes to split i % splits, inside it two pages to each of four
  * warps. A warp keeps an online softmax in registers, the warps and then the splits are merged in one fixed order. Which
  * rows share a tile does not change a row's arithmetic: pages beyond its position are exact no-ops for it.
  *
@@ -11,7 +11,10 @@
  * products lose nothing but the rest's last bits. */
 #include "kernels/cuda/attention.h"
 
-enum { WARPS = 4, PAGE = 16, CHUNK = 128, SPLITS = 16, TILE = 16, GROUP_ROWS = 64 };
+enum { WARPS = 4, PAGE = DS_ATTN_PAGE, CHUNK = 128, TILE = 16 };
+/* Splits of a row's keys, and rows of one launch (bounds the scratch). One pair for all row counts, unless many rows
+ * keep the card busy anyway and results may depend on that. */
+enum { SPLITS = 16, GROUP_ROWS = 64, MANY_SPLITS = 4, MANY_GROUP_ROWS = 2048 };
 
 __device__ static void mma(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
 {
@@ -51,10 +54,10 @@ __device__ static tile tile_at(const ds_rows *r, int t, int per)
     return {t, n, pos + n - 1};
 }
 
-/* Partial result of (row, head, split): m, l, then D sums; [T, H, SPLITS, D + 2]. */
-__device__ static size_t part_at(const ds_attn_args *a, int t, int h, int split)
+/* Partial result of (row, head, split): m, l, then D sums; [T, H, splits, D + 2]. */
+__device__ static size_t part_at(const ds_attn_args *a, int splits, int t, int h, int split)
 {
-    return (((size_t)t * a->H + h) * SPLITS + split) * (a->D + 2);
+    return (((size_t)t * a->H + h) * splits + split) * (a->D + 2);
 }
 
 /* Two query fragments (head, rest) of inner block i (32 wide: two k16 steps) for rows r and r + 8 of the tile. The
@@ -198,7 +201,7 @@ __device__ static void finish(const ds_attn_args *a, const warp_state<D> *w, con
             sum += acc_of[k][q][d] * f;
             l += l_of[k][q] * f;
         }
-        float *to = part + part_at(a, tl->row + q / group, g * group + q % group, (int)blockIdx.z);
+        float *to = part + part_at(a, (int)gridDim.z, tl->row + q / group, g * group + q % group, (int)blockIdx.z);
         to[2 + d] = sum;
         if (d == 0) {
             to[0] = most;
@@ -208,7 +211,7 @@ __device__ static void finish(const ds_attn_args *a, const warp_state<D> *w, con
 }
 
 template <int D>
-__global__ static void __launch_bounds__(32 * WARPS) split_kernel(ds_attn_args a, float *part)
+__global__ static void __launch_bounds__(32 * WARPS) split_kernel(ds_attn_args a, float *part, int dense)
 {
     extern __shared__ float smem[];
     __shared__ float m_of[WARPS][TILE], l_of[WARPS][TILE];
@@ -217,7 +220,7 @@ __global__ static void __launch_bounds__(32 * WARPS) split_kernel(ds_attn_args a
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, r = lane / 4, c = lane % 4;
     const int group = a.H / a.G, per = TILE / group, g = (int)blockIdx.y;
     const tile tl = tile_at(&a.rows, (int)blockIdx.x, per);
-    if (tl.rows == 0 || (int)blockIdx.z * CHUNK > tl.last)
+    if (tl.rows == 0 || (int)blockIdx.z * CHUNK > tl.last || (dense && ds_attn_is_dense(&a.rows, tl.row, dense)))
         return;
     const int slot = a.rows.slot[tl.row], queries = tl.rows * group;
     const int32_t *table = a.rows.page_table + (size_t)slot * a.rows.page_stride;
@@ -234,7 +237,7 @@ __global__ static void __launch_bounds__(32 * WARPS) split_kernel(ds_attn_args a
         load_q(q[0], q[1], s / 2 * 32 + c * 8 + s % 2 * 4, qh[s], ql[s]);
     warp_state<D> w = {};
     w.m[0] = w.m[1] = -INFINITY;
-    for (int chunk = (int)blockIdx.z * CHUNK; chunk <= tl.last; chunk += SPLITS * CHUNK)
+    for (int chunk = (int)blockIdx.z * CHUNK; chunk <= tl.last; chunk += (int)gridDim.z * CHUNK)
 #pragma unroll 1
         for (int first = chunk + warp * 2 * PAGE; first < chunk + (warp + 1) * 2 * PAGE && first <= tl.last; first += PAGE) {
             page_regs<D> p;
@@ -245,13 +248,15 @@ __global__ static void __launch_bounds__(32 * WARPS) split_kernel(ds_attn_args a
 }
 
 /* One block a (row, head): merge the splits that the row's position reaches, in order. */
-__global__ static void combine_kernel(ds_attn_args a, const float *part, __nv_bfloat16 *rounded)
+__global__ static void combine_kernel(ds_attn_args a, const float *part, int splits, __nv_bfloat16 *rounded, int dense)
 {
     ds_pdl_next();
     ds_pdl_wait();
     const int t = (int)blockIdx.x, h = (int)blockIdx.y, d = (int)threadIdx.x;
-    const int chunks = a.rows.pos[t] / CHUNK + 1, n = chunks < SPLITS ? chunks : SPLITS;
-    const float *p = part + part_at(&a, t, h, 0);
+    const int chunks = a.rows.pos[t] / CHUNK + 1, n = chunks < splits ? chunks : splits;
+    if (dense && ds_attn_is_dense(&a.rows, t, dense))
+        return;
+    const float *p = part + part_at(&a, splits, t, h, 0);
     const int step = a.D + 2;
     float most = -INFINITY, sum = 0, l = 0;
     for (int s = 0; s < n; s++)
@@ -268,39 +273,39 @@ __global__ static void combine_kernel(ds_attn_args a, const float *part, __nv_bf
         rounded[out] = __float2bfloat16_rn(sum);
 }
 
-int ds_cuda_attention_mma_fits(const ds_cuda *c, const ds_attn_args *a)
+int ds_cuda_attention_mma_fits(const ds_attn_args *a)
 {
-    (void)c;
     return a->kv.dtype == DS_BF16 && a->rows.page_tokens == PAGE && (a->D == 64 || a->D == 128) && a->H / a->G <= TILE &&
            a->q_stride % 4 == 0 && (uintptr_t)a->q % 16 == 0;
 }
 
 template <int D>
-static ds_code run(ds_cuda *c, const ds_attn_args *a, __nv_bfloat16 *rounded)
+static ds_code run(ds_cuda *c, const ds_attn_args *a, int splits, __nv_bfloat16 *rounded, int dense)
 {
     const size_t smem = sizeof(float) * WARPS * TILE * D;
-    int chunks = (a->rows.page_stride * PAGE + CHUNK - 1) / CHUNK, splits = chunks < SPLITS ? chunks : SPLITS;
+    const int chunks = (a->rows.page_stride * PAGE + CHUNK - 1) / CHUNK;
+    const unsigned T = (unsigned)a->rows.T;
+    splits = chunks < splits ? chunks : splits;
+    DS_TRY(ds_cuda_room(c, &c->split, sizeof(float) * T * (size_t)a->H * (size_t)splits * (size_t)(a->D + 2)));
     float *part = (float *)c->split.p;
-    DS_TRY(ds_launch(c, split_kernel<D>, dim3((unsigned)a->rows.T, (unsigned)a->G, (unsigned)splits), dim3(32 * WARPS), smem, *a,
-                     part));
-    return ds_launch(c, combine_kernel, dim3((unsigned)a->rows.T, (unsigned)a->H), dim3(D), 0, *a, (const float *)part, rounded);
+    DS_TRY(ds_launch(c, split_kernel<D>, dim3(T, (unsigned)a->G, (unsigned)splits), dim3(32 * WARPS), smem, *a, part, dense));
+    return ds_launch(c, combine_kernel, dim3(T, (unsigned)a->H), dim3(D), 0, *a, (const float *)part, splits, rounded, dense);
 }
 
-ds_code ds_cuda_attention_mma(ds_cuda *c, const ds_attn_args *a, __nv_bfloat16 *rounded)
+ds_code ds_cuda_attention_mma(ds_cuda *c, const ds_attn_args *a, __nv_bfloat16 *rounded, int dense)
 {
-    for (int t0 = 0; t0 < a->rows.T; t0 += GROUP_ROWS) { /* bounds the scratch; rows do not depend on their group */
+    const int most = dense ? MANY_GROUP_ROWS : GROUP_ROWS, splits = dense ? MANY_SPLITS : SPLITS;
+    for (int t0 = 0; t0 < a->rows.T; t0 += most) { /* MANY_GROUP_ROWS is a multiple of every dense block */
         ds_attn_args part = *a;
-        int T = a->rows.T - t0 < GROUP_ROWS ? a->rows.T - t0 : GROUP_ROWS;
-        size_t width = (size_t)a->H * (size_t)a->D;
-        part.rows.T = T;
+        const size_t width = (size_t)a->H * (size_t)a->D;
+        part.rows.T = a->rows.T - t0 < most ? a->rows.T - t0 : most;
         part.rows.token += t0;
         part.rows.pos += t0;
         part.rows.slot += t0;
         part.q += (size_t)t0 * (size_t)a->q_stride;
         part.out += (size_t)t0 * width;
-        DS_TRY(ds_cuda_room(c, &c->split, sizeof(float) * (size_t)T * (size_t)a->H * SPLITS * (size_t)(a->D + 2)));
         __nv_bfloat16 *to = rounded ? rounded + (size_t)t0 * width : NULL;
-        DS_TRY(a->D == 128 ? run<128>(c, &part, to) : run<64>(c, &part, to));
+        DS_TRY(a->D == 128 ? run<128>(c, &part, splits, to, dense) : run<64>(c, &part, splits, to, dense));
     }
     return DS_OK;
 }

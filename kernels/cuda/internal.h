@@ -23,6 +23,9 @@ extern "C" {
 }
 
 enum { DS_CUDA_GROUP = 4, DS_CUDA_OLD = 64 };
+/* Above: kernels for many rows (cuBLASLt, prefill attention), unless results may not depend on the row count.
+ */
+enum { DS_CUDA_FEW_ROWS = 64 };
 
 typedef struct ds_cuda_room_block { /* scratch that grows and never moves under a captured graph */
     void *p;
@@ -59,6 +62,8 @@ typedef struct ds_cuda {
     int n_group;
     ds_cuda_blas *blas; /* NULL: not there */
     ds_cuda_maps *maps;
+    cudaEvent_t mark[DS_MARKS]; /* graph.cu; NULL: not yet used */
+    ds_cuda_room_block draws;   /* step.cu: rows and results of `draw` */
 } ds_cuda;
 
 static inline ds_cuda *ds_cuda_of(ds_backend *b)
@@ -88,6 +93,15 @@ ds_code ds_cuda_gather(ds_backend *b, const ds_gather_args *a);
 ds_code ds_cuda_cell(ds_backend *b, const ds_cell_args *a);
 ds_code ds_cuda_sample(ds_backend *b, const ds_sample_args *a);
 
+ds_code ds_cuda_admit(ds_backend *b, const ds_admit_args *a);
+ds_code ds_cuda_draw(ds_backend *b, const ds_draw_args *a);
+ds_code ds_cuda_accept(ds_backend *b, const ds_accept_args *a);
+ds_code ds_cuda_block(ds_backend *b, const ds_block_args *a);
+ds_code ds_cuda_offer(ds_backend *b, const ds_offer_args *a);
+/* graph.cu: fills in graphs, marks and transfers; frees what they and `draw` made. */
+void ds_cuda_graph_open(ds_cuda *c);
+void ds_cuda_graph_close(ds_cuda *c);
+
 /* linear.cu: f32 arithmetic on any card, any dtype, any shape. */
 ds_code ds_cuda_linear_simt(ds_cuda *c, const ds_linear_args *a);
 /* linear.cu: x [T, K] with row stride x_stride as bf16 rows of K in xb. */
@@ -103,19 +117,22 @@ ds_cuda_blas *ds_cuda_blas_open(void); /* NULL: no library */
 void ds_cuda_blas_close(ds_cuda_blas *l);
 ds_code ds_cuda_blas_linear(ds_cuda *c, const ds_linear_args *a);
 
-/* One row of `sample` in device memory; lists are indices into the device pools. Fields as ds_sample_row. */
+/* One row of `sample` in device memory, fields as ds_sample_row: lists and draft_logits are device memory.
+ * Without lists all n are 0 and the pointers may be NULL. */
 typedef struct ds_cuda_row {
     float temperature, top_p, min_p, repetition, presence, frequency;
-    int32_t top_k, n_logprobs, given;
+    int32_t top_k, n_logprobs, given, draft;
+    uint32_t stream;
     int32_t n_seen, n_bias, n_banned, n_extra;
-    const int32_t *seen, *seen_count, *bias_id, *banned, *extra; /* device */
+    const int32_t *seen, *seen_count, *bias_id, *banned, *extra;
     const float *bias;
-    float *undo; /* [n_seen + n_extra + n_bias + n_banned] device scratch; may be NULL when all are 0 */
+    float *draft_logits;
+    float *undo; /* scratch: as many floats as there are list entries, twice that with draft_logits */
     uint64_t seed;
-    int64_t pos;
+    int64_t pos, banned_until;
 } ds_cuda_row;
-/* ds_cuda_sample_enqueue: rows and out in device memory; no synchronisation. logits [R, V] may be
- * overwritten. */
+/* ds_cuda_sample_enqueue: rows and out in device memory; no synchronisation; token -1 and bad 1 for a bad
+ * row. */
 ds_code ds_cuda_sample_enqueue(ds_backend *b, float *logits, int R, int V, const ds_cuda_row *rows,
                                ds_sample_out *out);
 

@@ -4,8 +4,6 @@
  * separate calls, and each launch of a few microseconds of weights costs a fill and a drain of the memory pipeline. */
 #include "kernels/cuda/internal.h"
 
-enum { FEW_ROWS = 64 }; /* above: cuBLASLt, unless results may not depend on the row count */
-
 /* --- rounding x ---------------------------------------------------------------------------------------- */
 
 __global__ static void round_kernel(const float *x, int K, int x_stride, __nv_bfloat16 *y)
@@ -96,7 +94,7 @@ static ds_linear_args rows_of(const ds_linear_args *a, int t0, int T)
 static ds_code run_fast(ds_cuda *c, const ds_linear_args *group, int n)
 {
     const ds_linear_args *a = group;
-    if (c->blas && a->T > FEW_ROWS) {
+    if (c->blas && a->T > DS_CUDA_FEW_ROWS) {
         DS_TRY(ds_cuda_round(c, a->x, a->T, a->w.k, a->x_stride));
         for (int i = 0; i < n; i++)
             DS_TRY(ds_cuda_blas_linear(c, &group[i]));

@@ -12,7 +12,7 @@ extern "C" {
 #include "base/limits.h"
 }
 
-enum { THREADS = 1024, WARPS = THREADS / 32, BINS = 256, TOKEN_PURPOSE = 0 /* DS_RNG_TOKEN of base/rng.h */ };
+enum { THREADS = 1024, WARPS = THREADS / 32, BINS = 256, ACCEPT = 2, FINAL = 3 /* DS_RNG_* of base/rng.h */ };
 #define ALL_KEYS UINT64_MAX
 
 typedef unsigned long long u64;
@@ -35,9 +35,14 @@ __device__ static uint4 philox(uint64_t key, uint32_t c0, uint32_t c1, uint32_t 
     return make_uint4(c0, c1, c2, c3);
 }
 
+__device__ static float unit(uint32_t u) /* exact in f32: no rounding to differ in */
+{
+    return ((float)(u >> 9) + 0.5f) * 0x1p-23f;
+}
+
 __device__ static float gumbel(uint32_t u)
 {
-    return -logf(-logf(((float)(u >> 9) + 0.5f) * 0x1p-23f));
+    return -logf(-logf(unit(u)));
 }
 
 /* Smaller is better: descending value, then ascending id. -0 counts as 0. */
@@ -63,6 +68,7 @@ struct row_state {
     int V;
     float max, scale;
     uint64_t last; /* key of the last survivor */
+    float *undo;   /* what the changes replaced */
 };
 
 /* --- sums over the block: every thread gets the result, in one fixed order ------------------------------ */
@@ -253,10 +259,15 @@ __device__ static float penalized(const ds_cuda_row *p, float z, int count)
     return count > 0 ? z - p->presence - __fmul_rn(p->frequency, (float)count) : z; /* as the CPU rounds it */
 }
 
-/* Each change saves what it replaces. Ids of one list are distinct, except bias: that one goes in order. */
+__device__ static int n_banned(const ds_cuda_row *p)
+{
+    return p->pos < p->banned_until ? p->n_banned : 0;
+}
+
+/* Each change saves what it replaces. Ids of one list are distinct, except bias and bans: those go in order. */
 __device__ static void apply_changes(row_state *r, const ds_cuda_row *p)
 {
-    float *undo = p->undo;
+    float *undo = r->undo;
     for (int i = (int)threadIdx.x; i < p->n_seen; i += THREADS) {
         int id = p->seen[i];
         undo[i] = r->x[id];
@@ -279,7 +290,7 @@ __device__ static void apply_changes(row_state *r, const ds_cuda_row *p)
     }
     undo += p->n_bias;
     __syncthreads();
-    for (int i = 0; i < p->n_banned && threadIdx.x == 0; i++) {
+    for (int i = 0; i < n_banned(p) && threadIdx.x == 0; i++) {
         undo[i] = r->x[p->banned[i]];
         r->x[p->banned[i]] = -INFINITY;
     }
@@ -288,11 +299,10 @@ __device__ static void apply_changes(row_state *r, const ds_cuda_row *p)
 
 __device__ static void undo_changes(row_state *r, const ds_cuda_row *p)
 {
-    const float *banned = p->undo + p->n_seen + p->n_extra + p->n_bias, *bias = p->undo + p->n_seen + p->n_extra,
-                *extra = p->undo + p->n_seen;
+    const float *extra = r->undo + p->n_seen, *bias = extra + p->n_extra, *banned = bias + p->n_bias;
     __syncthreads();
     if (threadIdx.x == 0) {
-        for (int i = p->n_banned - 1; i >= 0; i--)
+        for (int i = n_banned(p) - 1; i >= 0; i--)
             r->x[p->banned[i]] = banned[i];
         for (int i = p->n_bias - 1; i >= 0; i--)
             r->x[p->bias_id[i]] = bias[i];
@@ -304,7 +314,7 @@ __device__ static void undo_changes(row_state *r, const ds_cuda_row *p)
             r->x[id] = extra[i];
     }
     for (int i = (int)threadIdx.x; i < p->n_seen; i += THREADS)
-        r->x[p->seen[i]] = p->undo[i];
+        r->x[p->seen[i]] = r->undo[i];
     __syncthreads();
 }
 
@@ -312,6 +322,8 @@ __device__ static void undo_changes(row_state *r, const ds_cuda_row *p)
 
 __device__ static void filter(row_state *r, shared *s, const ds_cuda_row *p)
 {
+    r->scale = 1.0f / p->temperature;
+    r->last = ALL_KEYS;
     if (p->top_k > 0 && p->top_k < r->V)
         r->last = prefix_last(r, s, 0, (u64)p->top_k);
     if (p->top_p < 1) {
@@ -349,7 +361,7 @@ __device__ static int32_t draw(const row_state *r, shared *s, const ds_cuda_row 
         if (!any)
             continue;
         const uint4 u4 =
-            philox(p->seed, (uint32_t)quad, (uint32_t)p->pos, (uint32_t)((uint64_t)p->pos >> 32), TOKEN_PURPOSE);
+            philox(p->seed, (uint32_t)quad, (uint32_t)p->pos, (uint32_t)((uint64_t)p->pos >> 32), p->stream);
         const uint32_t u[4] = {u4.x, u4.y, u4.z, u4.w};
         for (int e = 0; e < 4; e++) {
             int id = 4 * quad + e;
@@ -362,15 +374,87 @@ __device__ static int32_t draw(const row_state *r, shared *s, const ds_cuda_row 
     return (int32_t)(uint32_t)block_min(best, s);
 }
 
-__global__ static void __launch_bounds__(THREADS) sample_kernel(float *logits, int V, const ds_cuda_row *rows, ds_sample_out *out)
+/* --- maximal coupling with a draft ---------------------------------------------------------------------- */
+
+__device__ static double mass_left(const row_state *r, shared *s)
+{
+    double sum = 0;
+    for (int i = (int)threadIdx.x; i < r->V; i += THREADS)
+        if (order_key(r->x[i], i) <= r->last)
+            sum += (double)expf((r->x[i] - r->max) * r->scale);
+    return block_sum_f64(sum, s);
+}
+
+__device__ static float prob_of(const row_state *r, int id, double mass)
+{
+    float z = r->x[id];
+    return order_key(z, id) <= r->last ? (float)((double)expf((z - r->max) * r->scale) / mass) : 0;
+}
+
+/* argmax over max(p - q, 0) of its log + Gumbel; -1 when nothing is left. */
+__device__ static int32_t draw_residual(const row_state *r, double p_mass, const row_state *d, double q_mass, shared *s,
+                                        const ds_cuda_row *p)
+{
+    uint64_t best = ALL_KEYS;
+    for (int quad = (int)threadIdx.x; 4 * quad < r->V; quad += THREADS) {
+        float w[4];
+        int any = 0;
+        for (int e = 0; e < 4; e++) {
+            int id = 4 * quad + e;
+            w[e] = id < r->V ? prob_of(r, id, p_mass) - prob_of(d, id, q_mass) : 0;
+            any |= w[e] > 0;
+        }
+        if (!any)
+            continue;
+        const uint4 u4 = philox(p->seed, (uint32_t)quad, (uint32_t)p->pos, (uint32_t)((uint64_t)p->pos >> 32), FINAL);
+        const uint32_t u[4] = {u4.x, u4.y, u4.z, u4.w};
+        for (int e = 0; e < 4; e++)
+            if (w[e] > 0) {
+                uint64_t key = order_key(logf(w[e]) + gumbel(u[e]), 4 * quad + e);
+                best = key < best ? key : best;
+            }
+    }
+    best = block_min(best, s);
+    return best == ALL_KEYS ? -1 : (int32_t)(uint32_t)best;
+}
+
+/* r holds p: the draft, or a draw from what p has beyond q. */
+__device__ static int32_t couple(const row_state *r, shared *s, const ds_cuda_row *p)
+{
+    const int changes = p->n_seen + p->n_extra + p->n_bias + n_banned(p);
+    row_state d = {p->draft_logits, r->V, 0, 1, ALL_KEYS, r->undo ? r->undo + changes : NULL};
+    uint64_t best;
+    int bad = scan_max(&d, s, &best), changed = !bad && changes;
+    int32_t token = -1;
+    if (changed) {
+        apply_changes(&d, p);
+        bad = scan_max(&d, s, &best);
+    }
+    if (!bad) {
+        filter(&d, s, p);
+        const double p_mass = mass_left(r, s), q_mass = mass_left(&d, s);
+        const float pd = prob_of(r, p->draft, p_mass), qd = prob_of(&d, p->draft, q_mass);
+        const uint4 u4 = philox(p->seed, 0, (uint32_t)p->pos, (uint32_t)((uint64_t)p->pos >> 32), ACCEPT);
+        if (qd > 0 && unit(u4.x) * qd < pd)
+            token = p->draft;
+        else if (qd > 0)
+            token = draw_residual(r, p_mass, &d, q_mass, s, p);
+    }
+    if (changed)
+        undo_changes(&d, p);
+    return token >= 0 ? token : draw(r, s, p);
+}
+
+__global__ static void __launch_bounds__(THREADS)
+    sample_kernel(float *logits, int V, const ds_cuda_row *rows, ds_sample_out *out)
 {
     __shared__ shared s;
     ds_pdl_next();
     ds_pdl_wait();
     const ds_cuda_row p = rows[blockIdx.x];
     ds_sample_out *o = out + blockIdx.x;
-    row_state r = {logits + (size_t)blockIdx.x * V, V, 0, 1, ALL_KEYS};
-    const int asked = p.n_logprobs >= 0 || p.given >= 0, changes = p.n_seen + p.n_extra + p.n_bias + p.n_banned;
+    row_state r = {logits + (size_t)blockIdx.x * V, V, 0, 1, ALL_KEYS, p.undo};
+    const int asked = p.n_logprobs >= 0 || p.given >= 0, changes = p.n_seen + p.n_extra + p.n_bias + n_banned(&p);
     uint64_t best = 0;
     if (threadIdx.x == 0) {
         o->token = -1;
@@ -396,9 +480,8 @@ __global__ static void __launch_bounds__(THREADS) sample_kernel(float *logits, i
         if (!bad && p.temperature == 0) {
             token = (int)(uint32_t)best;
         } else if (!bad) {
-            r.scale = 1.0f / p.temperature;
             filter(&r, &s, &p);
-            token = draw(&r, &s, &p);
+            token = p.draft_logits ? couple(&r, &s, &p) : draw(&r, &s, &p);
         }
         if (changes)
             undo_changes(&r, &p);
@@ -419,7 +502,6 @@ ds_code ds_cuda_sample_enqueue(ds_backend *b, float *logits, int R, int V, const
     DS_TRY(ds_cuda_flush(c));
     if (R == 0)
         return DS_OK;
-    ds_cuda_wrote(c, logits, sizeof(float) * (size_t)R * (size_t)V);
     return ds_launch(c, sample_kernel, dim3((unsigned)R), dim3(THREADS), 0, logits, V, rows, out);
 }
 
@@ -441,7 +523,8 @@ static size_t list_bytes(const ds_sample_row *r)
 
 static size_t undo_bytes(const ds_sample_row *r)
 {
-    return 4 * ((size_t)r->n_seen + (size_t)r->n_bias + (size_t)r->n_banned + (size_t)r->n_extra);
+    size_t n = (size_t)r->n_seen + (size_t)r->n_bias + (size_t)r->n_banned + (size_t)r->n_extra;
+    return (r->draft_logits ? 2 : 1) * 4 * n;
 }
 
 static ds_code check_rows(const ds_sample_args *a)
@@ -452,7 +535,7 @@ static ds_code check_rows(const ds_sample_args *a)
         const ds_sample_row *r = &a->row[i];
         if (!ids_ok(r->seen, r->n_seen, a->V) || !ids_ok(r->bias_id, r->n_bias, a->V) ||
             !ids_ok(r->banned, r->n_banned, a->V) || !ids_ok(r->extra, r->n_extra, a->V) || r->given >= a->V ||
-            r->n_logprobs > DS_MAX_TOP_LOGPROBS)
+            r->n_logprobs > DS_MAX_TOP_LOGPROBS || (r->draft_logits && !ids_ok(&r->draft, 1, a->V)))
             return DS_EINVAL;
     }
     return DS_OK;
@@ -491,6 +574,10 @@ static ds_cuda_row stage_row(const ds_sample_row *r, char *host, const char *dev
     d.banned = (const int32_t *)stage(host, dev, at, r->banned, r->n_banned);
     d.extra = (const int32_t *)stage(host, dev, at, r->extra, r->n_extra);
     d.undo = undo;
+    d.banned_until = r->banned_until;
+    d.stream = r->stream;
+    d.draft = r->draft;
+    d.draft_logits = r->draft_logits;
     d.seed = r->seed;
     d.pos = r->pos;
     return d;

@@ -2,12 +2,14 @@
 
 import json
 import signal
+import socket
+import subprocess
 import threading
 import time
 
 import fake_model
 import pytest
-from conftest import wait_for
+from conftest import BIN, wait_for
 
 
 def stream(d, prompt, n, seed, result):
@@ -173,6 +175,55 @@ def test_balance(stage):
     page = d.get("/metrics")[1]
     shares = [float(x.rsplit(" ", 1)[1]) for x in page.splitlines() if x.startswith("dspark_worker_finished_total{")]
     assert sorted(shares) == [8, 8]
+
+
+def test_workers_and_clients_over_tcp(stage):
+    """The same over tcp:// as over ipc://, a lost worker included; a taken port is told."""
+    model = fake_model.write_model(stage.folder / "tiny")
+    with socket.socket() as a, socket.socket() as b:
+        a.bind(("127.0.0.1", 0))
+        b.bind(("127.0.0.1", 0))
+        stage.endpoint, rpc = (f"tcp://127.0.0.1:{s.getsockname()[1]}" for s in (a, b))
+    flags = ["--workers", 0, "--bind-workers", stage.endpoint, "--heartbeat-ms", 100, "--worker-timeout-ms", 1000]
+    d = stage.daemon(model, *flags, "--rpc", rpc)
+    first = stage.fake("first", "--step-us", 5000, "--fault", "die", "--fault-after", 30)
+    d.wait_ready()
+    stage.fake("second")
+    wait_for(lambda: d.metric("dspark_workers") == 2, what="two workers")
+    want = fake_model.decode(fake_model.generate(fake_model.encode("tcp"), 60))
+    body = {"prompt": "tcp", "max_tokens": 60, "temperature": 0}
+    assert [d.post("/v1/completions", body)[1]["choices"][0]["text"] for _ in range(3)] == [want] * 3
+    assert d.metric("dspark_moved_total") == 1 and first.process.poll() is not None
+    r = subprocess.run([BIN / "dsparkctl", "complete", "tcp", "--rpc", rpc, "--max-tokens", "60", "--temperature", "0"],
+                       capture_output=True, text=True, timeout=30)
+    assert r.returncode == 0 and r.stdout == want + "\n", r.stderr
+    r = subprocess.run([BIN / "dsparkd", "--model", model, "--listen", "127.0.0.1:0", *map(str, flags)], capture_output=True,
+                       text=True, timeout=30)
+    assert r.returncode == 74 and stage.endpoint in r.stderr, r.stderr
+
+
+def test_a_client_that_leaves_stops_its_request_within_a_step(stage):
+    """What the worker generates after the client is gone is at most the step that was running."""
+    d = stage.router()
+    stage.fake("fake-0", "--step-us", 150000)
+    d.wait_ready()
+    for stream in (True, False):
+        before = d.metric("dspark_worker_output_tokens_total")
+        body = json.dumps({"prompt": "x", "max_tokens": 1000, "stream": stream, "seed": 1}).encode()
+        with socket.create_connection(("127.0.0.1", d.port), timeout=10) as s:
+            s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            seen = 0
+            if stream:
+                while seen < 4:
+                    seen += s.recv(65536).count(b"data: {")
+            else:
+                wait_for(lambda: d.metric("dspark_worker_output_tokens_total") - before >= 4, what="tokens")
+                seen = d.metric("dspark_worker_output_tokens_total") - before + 2  # reports come twice a second or so
+        wait_for(lambda: d.metric("dspark_running") == 0, 1, "the cancel")
+        time.sleep(1.5)
+        assert d.metric("dspark_worker_running") == 0
+        made = d.metric("dspark_worker_output_tokens_total") - before
+        assert seen <= made <= seen + 2 if stream else made <= seen + 3, (seen, made)
 
 
 def test_two_routers_do_not_share_an_endpoint(stage):

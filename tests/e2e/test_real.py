@@ -1,5 +1,6 @@
 """The embedded default with a real, tiny checkpoint: dsparkd starts its own worker, and the answers are the model's."""
 
+import math
 import os
 import pathlib
 import signal
@@ -48,6 +49,85 @@ def test_same_seed_alone_and_in_a_crowd(model):
     for t in threads:
         t.join()
     assert [crowd[i] for i in range(12)] == alone
+
+
+def ids(model, **body):
+    return ask(model, **body)["choices"][0]["token_ids"]
+
+
+GREEDY = dict(max_tokens=24, temperature=0, ignore_eos=True)
+
+
+def test_filters_that_leave_one_token_are_greedy(model):
+    greedy = ids(model, **GREEDY)
+    for one in (dict(top_k=1), dict(top_p=1e-6), dict(min_p=1.0)):
+        assert ids(model, **{**GREEDY, "temperature": 2.0, "seed": 5, **one}) == greedy, one
+    assert ids(model, **{**GREEDY, "temperature": 2.0, "seed": 5}) != greedy
+    assert ids(model, **{**GREEDY, "top_k": -1, "min_p": 0, "top_p": 1}) == greedy
+
+
+def test_logit_bias_forces_and_forbids(model):
+    greedy = ids(model, **GREEDY)
+    assert ids(model, **GREEDY, logit_bias={"77": 100}) == [77] * 24
+    banned = ids(model, **GREEDY, logit_bias={str(t): -100 for t in set(greedy)})
+    assert not set(banned) & set(greedy)
+
+
+def test_penalties_count_the_tokens(model):
+    greedy = ids(model, **GREEDY)
+    bias = {str(t): 60 for t in (70, 71, 72, 73)}  # far above all others, so that only penalties choose among them
+    alone = ids(model, **GREEDY, logit_bias=bias)
+    assert set(alone) <= {70, 71, 72, 73} and len(set(alone[:4])) < 4
+    spread = ids(model, **GREEDY, logit_bias=bias, frequency_penalty=2.0)
+    assert max(spread.count(t) for t in (70, 71, 72, 73)) < max(alone.count(t) for t in (70, 71, 72, 73))
+    assert ids(model, **GREEDY, presence_penalty=2.0) != greedy or len(set(greedy)) == len(greedy)
+    assert ids(model, **GREEDY, repetition_penalty=1.0) == greedy != ids(model, **GREEDY, repetition_penalty=5.0)
+
+
+def test_stop_token_ids_and_min_tokens(model):
+    greedy = ids(model, **GREEDY)
+    stop = greedy[3]
+    first = greedy.index(stop)
+    c = ask(model, **GREEDY, stop_token_ids=[stop])
+    assert c["choices"][0]["token_ids"] == greedy[:first + 1] and c["choices"][0]["finish_reason"] == "stop"
+    assert c["usage"]["completion_tokens"] == first + 1
+    later = ids(model, **GREEDY, stop_token_ids=[stop], min_tokens=first + 3)
+    assert later[:first] == greedy[:first] and stop not in later[:first + 3]
+    c = ask(model, max_tokens=24, temperature=0, logit_bias={"3": 100})  # 3 is an eos of this checkpoint
+    assert c["choices"][0]["finish_reason"] == "stop" and c["usage"]["completion_tokens"] == 1
+    c = ask(model, max_tokens=24, temperature=0, logit_bias={"3": 100}, ignore_eos=True)
+    assert c["choices"][0]["token_ids"] == [3] * 24 and c["choices"][0]["finish_reason"] == "length"
+
+
+def test_prompts_in_a_batch_are_the_prompts_alone(model):
+    prompts = [IDS, IDS[:3], [9], IDS * 20]
+    batch = ask(model, prompt=prompts, max_tokens=8, seed=2, n=2, logprobs=1, echo=True)
+    assert [c["index"] for c in batch["choices"]] == list(range(8))
+    assert batch["usage"]["prompt_tokens"] == sum(map(len, prompts)) and batch["usage"]["completion_tokens"] == 64
+    for i, p in enumerate(prompts):
+        alone = ask(model, prompt=p, max_tokens=8, seed=2, n=2, logprobs=1, echo=True)["choices"]
+        for k in (0, 1):
+            assert batch["choices"][2 * i + k]["token_ids"] == alone[k]["token_ids"]
+            assert batch["choices"][2 * i + k]["logprobs"] == alone[k]["logprobs"]
+            assert batch["choices"][2 * i + k]["prompt_token_ids"] == p
+
+
+def test_logprobs_are_probabilities(model):
+    c = ask(model, max_tokens=6, temperature=0.7, seed=1, logprobs=20)["choices"][0]["logprobs"]
+    for own, top in zip(c["token_logprobs"], c["top_logprobs"]):
+        assert 0.1 < sum(math.exp(x) for x in top.values()) <= 1.000001 and own in top.values() and len(top) in (20, 21)
+
+
+def test_the_context_is_filled_to_the_last_position(model):
+    """2048 positions: prompt + output may be 2049, since the last token is not fed back; one more is refused."""
+    prompt = (IDS * 300)[:2040]
+    c = ask(model, prompt=prompt, max_tokens=9, temperature=0, ignore_eos=True)
+    assert c["usage"]["total_tokens"] == 2049
+    status, body = model.post("/v1/completions", {"prompt": prompt, "max_tokens": 10})
+    assert status == 400 and body["error"]["code"] == "context_length_exceeded" and "2048" in body["error"]["message"]
+    scored = ask(model, prompt=prompt + [1] * 8, max_tokens=0, echo=True, logprobs=0)["choices"][0]["logprobs"]
+    assert len(scored["token_logprobs"]) == 2048 and scored["token_logprobs"][0] is None
+    assert model.post("/v1/completions", {"prompt": prompt + [1] * 9, "max_tokens": 0, "echo": True})[0] == 400
 
 
 def test_echo_scores_what_was_generated(model):

@@ -19,11 +19,12 @@ typedef struct mirror {
     ds_backend *dev;
     char *arena; /* device; handed out from the start by every op */
     size_t used, size;
-    struct {
-        char *p;
-        size_t bytes;
-    } alloc[MIRROR_ALLOCS]; /* host blocks made by `alloc` */
 } mirror;
+
+static struct { /* host blocks made by `alloc` of any mirror */
+    char *p;
+    size_t bytes;
+} mirror_block[MIRROR_ALLOCS];
 
 MIRROR_FN void *mirror_in(mirror *m, const void *host, size_t bytes)
 {
@@ -75,19 +76,19 @@ MIRROR_FN ds_rows mirror_rows(mirror *m, ds_rows r)
     return r;
 }
 
-MIRROR_FN size_t mirror_size(const mirror *m, const void *p)
+MIRROR_FN size_t mirror_size(const void *p)
 {
     for (int i = 0; i < MIRROR_ALLOCS; i++)
-        if (m->alloc[i].p == p)
-            return m->alloc[i].bytes;
+        if (mirror_block[i].p == p)
+            return mirror_block[i].bytes;
     CHECK_MSG(0, "memory that the back end did not allocate");
     return 0;
 }
 
 MIRROR_FN ds_kv_layer mirror_kv(mirror *m, ds_kv_layer kv)
 {
-    kv.k = mirror_in(m, kv.k, mirror_size(m, kv.k));
-    kv.v = mirror_in(m, kv.v, mirror_size(m, kv.v));
+    kv.k = mirror_in(m, kv.k, mirror_size(kv.k));
+    kv.v = mirror_in(m, kv.v, mirror_size(kv.v));
     return kv;
 }
 
@@ -141,8 +142,8 @@ MIRROR_FN ds_code mirror_qkv(ds_backend *b, const ds_qkv_args *a)
     d.rope.sin = mirror_in(m, a->rope.sin, rope);
     d.kv = mirror_kv(m, a->kv);
     ds_code code = mirror_out(m, m->dev->qkv(m->dev, &d), a->qkv, d.qkv, bytes);
-    code = mirror_out(m, code, a->kv.k, d.kv.k, mirror_size(m, a->kv.k));
-    return mirror_out(m, code, a->kv.v, d.kv.v, mirror_size(m, a->kv.v));
+    code = mirror_out(m, code, a->kv.k, d.kv.k, mirror_size(a->kv.k));
+    return mirror_out(m, code, a->kv.v, d.kv.v, mirror_size(a->kv.v));
 }
 
 MIRROR_FN ds_code mirror_attention(ds_backend *b, const ds_attn_args *a)
@@ -180,23 +181,34 @@ MIRROR_FN ds_code mirror_cell(ds_backend *b, const ds_cell_args *a)
     return a->state ? mirror_out(m, code, a->state, d.state, bytes) : code;
 }
 
-/* The device may overwrite the logits: the tests' copies stay as they are. */
 MIRROR_FN ds_code mirror_sample(ds_backend *b, const ds_sample_args *a)
 {
     mirror *m = mirror_begin(b);
     ds_sample_args d = *a;
-    d.logits = mirror_in(m, a->logits, (size_t)a->R * (size_t)a->V * sizeof *a->logits);
-    return m->dev->sample(m->dev, &d);
+    size_t row = (size_t)a->V * sizeof *a->logits, R = (size_t)a->R;
+    ds_sample_row *rows = malloc((R + 1) * sizeof *rows);
+    d.logits = mirror_in(m, a->logits, R * row);
+    d.row = rows;
+    for (size_t i = 0; i < R; i++) {
+        rows[i] = a->row[i];
+        rows[i].draft_logits = mirror_in(m, a->row[i].draft_logits, row);
+    }
+    ds_code code = mirror_out(m, m->dev->sample(m->dev, &d), a->logits, d.logits, R * row);
+    for (size_t i = 0; i < R; i++)
+        if (rows[i].draft_logits)
+            code = mirror_out(m, code, a->row[i].draft_logits, rows[i].draft_logits, row);
+    free(rows);
+    return code;
 }
 
 MIRROR_FN ds_code mirror_alloc(ds_backend *b, size_t bytes, void **ret, ds_err *err)
 {
-    mirror *m = (mirror *)b;
+    (void)b;
     *ret = calloc(1, bytes);
     for (int i = 0; i < MIRROR_ALLOCS && *ret; i++)
-        if (!m->alloc[i].p) {
-            m->alloc[i].p = *ret;
-            m->alloc[i].bytes = bytes;
+        if (!mirror_block[i].p) {
+            mirror_block[i].p = *ret;
+            mirror_block[i].bytes = bytes;
             return DS_OK;
         }
     return ds_err_set(err, DS_ENOMEM, "no memory for %zu bytes", bytes);
@@ -204,10 +216,10 @@ MIRROR_FN ds_code mirror_alloc(ds_backend *b, size_t bytes, void **ret, ds_err *
 
 MIRROR_FN void mirror_free(ds_backend *b, void *p)
 {
-    mirror *m = (mirror *)b;
+    (void)b;
     for (int i = 0; i < MIRROR_ALLOCS; i++)
-        if (m->alloc[i].p == p)
-            m->alloc[i].p = NULL;
+        if (mirror_block[i].p == p)
+            mirror_block[i].p = NULL;
     free(p);
 }
 

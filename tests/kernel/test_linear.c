@@ -3,7 +3,8 @@
  *
  * Bound: a dot product summed as chains of FMAs and a tree errs by at most (longest chain + tree + 1) u sum|w
  * x| (Higham 2002, 3.1), u = 2^-24; the narrowest level has 4 lanes, so the chain is at most k/4 + 8, and
- * twice that where a product and a sum round apart. int8 adds one rounding of scale * q. */
+ * twice that where a product and a sum round apart. int8 adds one rounding of scale * scale and, with 4
+ * lanes, one of a block's integer sum; and what rounding the activations costs (quant_bound). */
 #include "tests/kernel/ref.h"
 
 typedef struct shape {
@@ -23,31 +24,31 @@ static double tolerance(int k, double abs_sum)
 }
 
 /* bf16 activations of avx512bf16 and of CUDA's tensor cores: one rounding of x, relative 2^-8 at most
- * (nearest: 2^-9 of the binade's top). Its int8: x to int8 in blocks of 64, |error| <= max|x| / 254 each;
- * checked with its own bound below.
- */
+ * (nearest: 2^-9 of the binade's top). */
 static double bound(const ds_backend *b, ds_dtype t, int k, double abs_sum)
 {
     double rel = ref_rounds_bf16(b) && t == DS_BF16 ? REF_UBF16 : 0;
     return tolerance(k, abs_sum) + rel * abs_sum;
 }
 
+/* Whether activations are rounded to 8 bits (VNNI), not to 16. */
 static int i8_activations(const ds_backend *b, ds_dtype t)
 {
     return t == DS_I8 && strncmp(b->detail, "avx512bf16", 10) == 0;
 }
 
-/* sum |w| max|x| / 254 over blocks of 64 inputs: what rounding the activations to int8 may cost. */
-static double quant_bound(const double *w, const float *x, int k)
+/* sum |w| max|x| / (2 steps) over blocks of inputs: what rounding the activations to integers may cost. */
+static double quant_bound(const ds_backend *b, const double *w, const float *x, int k)
 {
-    double total = 0;
-    for (int b = 0; b < k; b += 64) {
+    int block = i8_activations(b, DS_I8) ? 64 : 32;
+    double steps = i8_activations(b, DS_I8) ? 127 : 32767, total = 0;
+    for (int at = 0; at < k; at += block) {
         double most = 0, sum = 0;
-        for (int i = b; i < k && i < b + 64; i++) {
+        for (int i = at; i < k && i < at + block; i++) {
             most = fmax(most, fabs((double)x[i]));
             sum += fabs(w[i]);
         }
-        total += sum * most / 254 * 1.001;
+        total += sum * most / (2 * steps) * 1.001;
     }
     return total;
 }
@@ -62,8 +63,8 @@ static int count_bad(ds_backend *b, const ref_mat *w, const float *x, const floa
             const double *row = w->exact + (size_t)i * k;
             ref_dot(row, x + (size_t)t * k, k, &want, &mag);
             double limit = bound(b, w->m.dtype, k, mag) + (y0 ? 4 * REF_U32 * (1 + mag) : 0);
-            if (i8_activations(b, w->m.dtype))
-                limit += quant_bound(row, x + (size_t)t * k, k);
+            if (w->m.dtype == DS_I8)
+                limit += quant_bound(b, row, x + (size_t)t * k, k);
             bad += !(fabs(got - want) <= limit);
         }
     return bad;
@@ -100,16 +101,16 @@ static void check_level(const char *isa, ds_dtype t)
 }
 
 /* The same product, with rows in random places of random batches, one or two threads: all bits equal. */
-static void check_invariance(const char *isa, ds_dtype t)
+static void check_invariance(const char *isa, ds_dtype t, int T, int N, int K, int trials)
 {
-    enum { T = 40, N = 150, K = 352 };
     ds_backend *one = ref_open(isa, 1), *two = ref_open(isa, 2);
     ref_mat w = ref_mat_make(N, K, t, 3);
     float *x = ref_floats((size_t)T * K, 4), *alone = ref_floats((size_t)T * N, 5),
           *y = ref_floats((size_t)T * N, 6);
     for (int i = 0; i < T; i++)
         run(one, &w.m, x + (size_t)i * K, alone + (size_t)i * N, 1, 0);
-    for (int trial = 0; trial < 60; trial++) {
+    CHECK(count_bad(one, &w, x, alone, NULL, T) == 0);
+    for (int trial = 0; trial < trials; trial++) {
         ds_backend *b = trial & 1 ? two : one;
         int len, at = 0;
         memset(y, 0x7f, (size_t)T * N * sizeof *y);
@@ -118,8 +119,8 @@ static void check_invariance(const char *isa, ds_dtype t)
             len = len < T - at ? len : T - at;
             run(b, &w.m, x + (size_t)at * K, y + (size_t)at * N, len, 0);
         }
-        CHECK_MSG(memcmp(y, alone, (size_t)T * N * sizeof *y) == 0, "%s %s trial %d", isa, ds_dtype_name(t),
-                  trial);
+        CHECK_MSG(memcmp(y, alone, (size_t)T * N * sizeof *y) == 0, "%s %s [%d, %d] trial %d", isa,
+                  ds_dtype_name(t), N, K, trial);
     }
     free(x);
     free(y);
@@ -149,6 +150,12 @@ static void check_planted(const char *isa, ds_dtype t)
     }
     run(b, &w.m, bent, y, T, 0);
     CHECK(count_bad(b, &w, x, y, NULL, T) > 0);
+    if (t == DS_I8 && !i8_activations(b, t)) {
+        for (int i = 0; i < T * K; i++) /* activations rounded to 8 bits where 16 are promised */
+            bent[i] = rintf(x[i] * 127) / 127;
+        run(b, &w.m, bent, y, T, 0);
+        CHECK(count_bad(b, &w, x, y, NULL, T) > 0);
+    }
     run(b, &w.m, x, y, T, 0);
     int far = 1; /* one output in the wrong place: the one of the row that differs most */
     for (int i = 0; i < N; i++)
@@ -162,12 +169,13 @@ static void check_planted(const char *isa, ds_dtype t)
     b->destroy(b);
 }
 
-#define LEVEL_DTYPE(isa, t, T)     \
-    DS_TEST(linear_##isa##_##t)    \
-    {                              \
-        check_level(#isa, T);      \
-        check_invariance(#isa, T); \
-        check_planted(#isa, T);    \
+#define LEVEL_DTYPE(isa, t, T)                                                                \
+    DS_TEST(linear_##isa##_##t)                                                               \
+    {                                                                                         \
+        check_level(#isa, T);                                                                 \
+        check_invariance(#isa, T, 40, 150, 352, 60);                                          \
+        check_invariance(#isa, T, 13, 61, 5472 + (T == DS_I8 ? 0 : 7), 20); /* k in chunks */ \
+        check_planted(#isa, T);                                                               \
     }
 #define LEVEL(isa)                  \
     LEVEL_DTYPE(isa, f32, DS_F32)   \

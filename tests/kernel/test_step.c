@@ -162,7 +162,7 @@ static void admit_case(ds_backend *b, uint32_t seed, int n, int budget, int T_, 
 {
     static world w, before;
     static rows r;
-    static ds_spec_cand cand[S * G];
+    static ds_spec_cand cand[S * G], tmp[S * G];
     static ds_spec_req req[S];
     static int len[S];
     make_world(&w, seed, n, budget);
@@ -175,7 +175,7 @@ static void admit_case(ds_backend *b, uint32_t seed, int n, int budget, int T_, 
         const ds_seat *q = &before.seat[seat[i]];
         float *a = &r.survival[i * G], p = 1.0f;
         live += q->state == DS_SEAT_LIVE;
-        req[i] = (ds_spec_req){a, want_cap(q)};
+        req[i] = (ds_spec_req){.survival = a, .n = want_cap(q)};
         int none = q->state != DS_SEAT_LIVE || q->n_draft == 0;
         CHECK((a[0] < 0) == none);
         for (int k = 0; k < G && !none; k++) {
@@ -186,7 +186,7 @@ static void admit_case(ds_backend *b, uint32_t seed, int n, int budget, int T_, 
                       (double)p);
         }
     }
-    int n_cand = ds_spec_rank(req, n, cand);
+    int n_cand = ds_spec_rank(req, n, cand, tmp);
     ds_spec_top_k(cand, n_cand, n, budget < T_ - live ? budget : T_ - live, len);
     check_rows(&w, &before, &r, len, T_);
 }

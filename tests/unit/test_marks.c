@@ -1,4 +1,5 @@
 /* Text with the accepted drafts marked, and the figures under it. */
+#include "base/conf.h"
 #include "cli/marks.h"
 #include "tests/lib/test.h"
 
@@ -18,7 +19,7 @@ static char *written(const char *choice, const char *const *piece, size_t n)
     size_t len;
     FILE *f = open_memstream(&out, &len);
     ds_marks m;
-    ds_marks_init(&m, choice, 0, 0);
+    ds_marks_init(&m, choice, 0, 0, 0);
     for (size_t i = 0; i < n; i++)
         ds_marks_text(&m, f, piece[i] + 2, piece[i][0] == 'd', piece[i][0] == 'r');
     ds_marks_end(&m, f);
@@ -45,24 +46,33 @@ DS_TEST(styles)
 DS_TEST(a_terminal_without_colours_gets_brackets)
 {
     ds_marks m;
-    setenv("TERM", "xterm", 1);
-    unsetenv("NO_COLOR");
-    ds_marks_init(&m, "auto", 1, 0);
+    ds_marks_init(&m, "auto", 1, 1, 0);
     CHECK_EQ(m.style, DS_MARKS_COLOR);
-    setenv("NO_COLOR", "1", 1);
-    ds_marks_init(&m, "auto", 1, 0);
+    ds_marks_init(&m, "auto", 1, 0, 0);
     CHECK_EQ(m.style, DS_MARKS_BRACKETS);
-    unsetenv("NO_COLOR");
-    setenv("TERM", "dumb", 1);
-    ds_marks_init(&m, "auto", 1, 0);
-    CHECK_EQ(m.style, DS_MARKS_BRACKETS);
+    ds_marks_init(&m, "auto", 0, 1, 0);
+    CHECK_EQ(m.style, DS_MARKS_OFF);
+}
+
+DS_TEST(colours_of_an_environment)
+{
+    char *const some[] = {"TERM=xterm", "NO_COLOR="}, *const off[] = {"NO_COLOR=1", "TERM=xterm"};
+    char *const dumb[] = {"TERM=dumb", "X=TERM=xterm"};
+    char *env[3] = {0};
+    CHECK_EQ(ds_conf_has_colors(env), 0);
+    memcpy(env, some, sizeof some); /* an empty NO_COLOR means nothing (no-color.org) */
+    CHECK_EQ(ds_conf_has_colors(env), 1);
+    memcpy(env, off, sizeof off);
+    CHECK_EQ(ds_conf_has_colors(env), 0);
+    memcpy(env, dumb, sizeof dumb);
+    CHECK_EQ(ds_conf_has_colors(env), 0);
 }
 
 DS_TEST(figures)
 {
     ds_marks m;
     ds_buf out = {0};
-    ds_marks_init(&m, "brackets", 0, 1000000000);
+    ds_marks_init(&m, "brackets", 0, 0, 1000000000);
     CHECK(isnan(ds_marks_speed(&m)));
     ds_marks_event(&m, 1250000000, 1, flag, "0");
     CHECK(ds_marks_speed(&m) == 4);
@@ -79,7 +89,7 @@ DS_TEST(figures)
     ds_marks_event(&m, 2000000000, 1, flag, "1"); /* cut inside a block: that step gave drafts alone */
     CHECK_EQ(ds_marks_steps(&m), 4);
     ds_buf_clear(&out);
-    ds_marks_init(&m, "brackets", 0, 500000000);
+    ds_marks_init(&m, "brackets", 0, 0, 500000000);
     ds_marks_event(&m, 1000000000, 1, flag, "0");
     ds_marks_summary(&m, &out);
     CHECK_STR(out.data, "1 token; 2.0 tokens/s\n");

@@ -173,7 +173,7 @@ DS_TEST(info_of_a_known_folder)
 
 DS_TEST(options_out_of_range)
 {
-    static const int falling[] = {1, 0}, high[] = {3};
+    static const int falling[] = {1, 0}, high[] = {3}, low[] = {-2, 0};
     const struct {
         ds_model_opts o;
         const char *field;
@@ -183,6 +183,7 @@ DS_TEST(options_out_of_range)
                  {{.max_rows = 4, .max_logit_rows = 4, .weights = "int4"}, "weights"},
                  {{.max_rows = 4, .max_logit_rows = 4, .kv_dtype = "fp8"}, "kv_dtype"},
                  {{.max_rows = 4, .max_logit_rows = 4, .taps = falling, .n_taps = 2}, "taps"},
+                 {{.max_rows = 4, .max_logit_rows = 4, .taps = low, .n_taps = 2}, "taps"},
                  {{.max_rows = 4, .max_logit_rows = 4, .taps = high, .n_taps = 1}, "taps"}};
     char dir[1024];
     snprintf(dir, sizeof dir, "%s/tests/golden/data/qwen3-f32", DS_SOURCE_DIR);

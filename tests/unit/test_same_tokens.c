@@ -121,6 +121,7 @@ static ds_engine *make(house *h, plan p)
                            .prefix_cache = p.cache,
                            .spec = h->spec,
                            .acceptance = h->acceptance,
+                           .schedule = h->acceptance ? DS_SCHED_STALE : DS_SCHED_GLOBAL,
                            .clock = ds_clock_system()};
     ds_engine *e;
     ds_err err = {0};

@@ -196,11 +196,11 @@ DS_TEST(files_refused_by_name)
     check_file(FILE_MODEL("\"vocab\":{\"a\":0.5},\"merges\":[]"), DS_ECORRUPT, "model.vocab");
     check_file(FILE_MODEL("\"vocab\":{\"a\":0,},\"merges\":[]"), DS_ECORRUPT, "model.vocab");
     check_file(FILE_MODEL("\"vocab\":[],\"merges\":[]"), DS_ECORRUPT, "model.vocab");
-    check_file(FILE_MODEL("\"vocab\":{\"a\":-1},\"merges\":[]"), DS_ELIMIT, "");
-    check_file(FILE_MODEL("\"vocab\":{\"a\":1048576},\"merges\":[]"), DS_ELIMIT, "");
+    check_file(FILE_MODEL("\"vocab\":{\"a\":-1},\"merges\":[]"), DS_ELIMIT, "model.vocab");
+    check_file(FILE_MODEL("\"vocab\":{\"a\":1048576},\"merges\":[]"), DS_ELIMIT, "model.vocab");
     check_file(FILE_MODEL("\"vocab\":{\"a\":1048575},\"merges\":[]"), DS_OK, "");
-    check_file(FILE_MODEL("\"vocab\":{\"a\":0,\"b\":0},\"merges\":[]"), DS_ECORRUPT, "");
-    check_file(FILE_MODEL("\"vocab\":{\"a\":0,\"a\":1},\"merges\":[]"), DS_ECORRUPT, "");
+    check_file(FILE_MODEL("\"vocab\":{\"a\":0,\"b\":0},\"merges\":[]"), DS_ECORRUPT, "model.vocab");
+    check_file(FILE_MODEL("\"vocab\":{\"a\":0,\"a\":1},\"merges\":[]"), DS_ECORRUPT, "model.vocab");
     check_file(FILE_MODEL("\"vocab\":{\"\\ud800\":0},\"merges\":[]"), DS_ECORRUPT, "model.vocab");
     check_file(FILE_MODEL("\"vocab\":{},\"merges\":[],\"dropout\":0.1"), DS_EUNSUPPORTED, "model.dropout");
     check_file(FILE_MODEL("\"vocab\":{},\"merges\":[],\"end_of_word_suffix\":\"</w>\""), DS_EUNSUPPORTED,
@@ -213,7 +213,7 @@ DS_TEST(files_refused_by_name)
                "post_processor.type");
     check_file(FILE_WITH("\"added_tokens\":[{\"id\":9}]"), DS_ECORRUPT, "added_tokens");
     check_file(FILE_WITH("\"added_tokens\":[{\"id\":9,\"content\":\"a\"}]"), DS_ECORRUPT, "added_tokens");
-    check_file(FILE_WITH("\"added_tokens\":[{\"id\":1,\"content\":\"x\"}]"), DS_ECORRUPT, "");
+    check_file(FILE_WITH("\"added_tokens\":[{\"id\":1,\"content\":\"x\"}]"), DS_ECORRUPT, "added_tokens");
     check_file("{" MODEL "," PRE "}", DS_EUNSUPPORTED, "decoder");
     check_file("{" MODEL "," DEC "}", DS_EUNSUPPORTED, "decoder");
     check_file(FILE_PRE("{\"type\":\"Whitespace\"}"), DS_EUNSUPPORTED, "pre_tokenizer.type");

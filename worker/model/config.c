@@ -11,6 +11,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -84,8 +85,8 @@ static ds_code parse_arch(const json_t *o, ds_config *c, ds_err *err)
     if ((arch && !draft && strcmp(arch, "Qwen3ForCausalLM") != 0) || (name && strcmp(name, "qwen3") != 0))
         return ds_err_field(
             err, DS_EUNSUPPORTED, "architectures",
-            "config.json: architecture '%.60s' (model_type '%.60s') is not supported; offered: "
-            "Qwen3ForCausalLM (model_type qwen3)",
+            "config.json: 'architectures' is '%.60s' (model_type '%.60s'), which is not supported; offered: "
+            "Qwen3ForCausalLM (model_type qwen3), and Qwen3DSparkModel as its draft",
             arch ? arch : "", name ? name : "");
     snprintf(c->arch, sizeof c->arch, "%s", draft ? "Qwen3DSparkModel" : "Qwen3ForCausalLM");
     if (get(o, "quantization_config"))
@@ -340,8 +341,8 @@ static ds_code parse_taps(const json_t *o, ds_draft_conf *d, ds_err *err)
                             DS_MAX_TAPS);
     for (size_t i = 0; i < n; i++) {
         const json_t *v = json_array_get(list, i);
-        json_int_t id = json_is_integer(v) ? json_integer_value(v) : -2;
-        json_int_t min = i ? d->taps[i - 1] + 1 : 0, max = d->target_layers - 2;
+        json_int_t id = json_is_integer(v) ? json_integer_value(v) : -2; /* -1 is the embedding */
+        json_int_t min = i ? d->taps[i - 1] + 1 : -1, max = d->target_layers - 2;
         if (id < min || id > max) /* the last layer is forbidden: docs/speculation.md */
             return ds_err_field(
                 err, DS_ECORRUPT, KEY,
@@ -364,7 +365,7 @@ static ds_code parse_head(const json_t *o, ds_draft_conf *d, ds_err *err)
     if (d->rank == 0)
         return DS_OK;
     for (int i = DS_HEAD_VANILLA; i <= DS_HEAD_RNN; i++)
-        if (strcmp(name, names[i]) == 0)
+        if (strcasecmp(name, names[i]) == 0) /* DeepSpec ignores the case too */
             d->head = (ds_head_kind)i;
     if (d->head == DS_HEAD_NONE)
         return ds_err_field(err, DS_EUNSUPPORTED, "markov_head_type",
@@ -372,20 +373,45 @@ static ds_code parse_head(const json_t *o, ds_draft_conf *d, ds_err *err)
     return DS_OK;
 }
 
+/* Keys of other trainers' drafts that change what a slot predicts: refused, since such a draft would load and
+ * accept next to nothing. num_anchors is for training only, but must be what it says. */
+static ds_code refuse_layouts(const json_t *o, const ds_config *c, ds_err *err)
+{
+    int anchored, width, anchors;
+    double scale = 1;
+    DS_TRY(get_bool(CONFIG, o, "sample_from_anchor", 1, &anchored, err));
+    if (!anchored)
+        return ds_err_field(err, DS_EUNSUPPORTED, "sample_from_anchor",
+                            "%s: 'sample_from_anchor' is false; only blocks whose first slot is the anchor "
+                            "and predicts the token after it are offered",
+                            CONFIG);
+    DS_TRY(get_int(CONFIG, o, "draft_vocab_size", 1, 1 << 22, c->vocab, &width, err));
+    if (width != c->vocab)
+        return ds_err_field(err, DS_EUNSUPPORTED, "draft_vocab_size",
+                            "%s: 'draft_vocab_size' is %d; only the target's vocabulary (%d) is offered",
+                            CONFIG, width, c->vocab);
+    DS_TRY(get_real(CONFIG, o, "logit_scale", 0, 1e6, &scale, err));
+    if (scale != 1)
+        return ds_err_field(err, DS_EUNSUPPORTED, "logit_scale", "%s: 'logit_scale' is %g; only 1 is offered",
+                            CONFIG, scale);
+    return get_int(CONFIG, o, "num_anchors", 1, INT_MAX, 1, &anchors, err);
+}
+
 static ds_code parse_draft(const json_t *o, ds_config *c, ds_err *err)
 {
     ds_draft_conf *d = &c->draft;
     if (strcmp(c->arch, "Qwen3DSparkModel") != 0)
         return DS_OK;
+    DS_TRY(refuse_layouts(o, c, err));
     DS_TRY(get_int(CONFIG, o, "block_size", 1, DS_MAX_BLOCK_SIZE, 0, &d->block, err));
     DS_TRY(get_int(CONFIG, o, "mask_token_id", 0, c->vocab - 1, -1, &d->mask_token, err));
-    DS_TRY(get_int(CONFIG, o, "num_target_layers", 2, 4096, 0, &d->target_layers, err));
+    DS_TRY(get_int(CONFIG, o, "num_target_layers", 1, 4096, 0, &d->target_layers, err));
     DS_TRY(parse_taps(o, d, err));
     DS_TRY(get_int(CONFIG, o, "markov_rank", 0, DS_MAX_MARKOV_RANK, 0, &d->rank, err));
     DS_TRY(parse_head(o, d, err));
     DS_TRY(get_bool(CONFIG, o, "enable_confidence_head", 0, &d->confidence, err));
     DS_TRY(get_bool(CONFIG, o, "confidence_head_with_markov", 0, &d->confidence_markov, err));
-    if (d->confidence_markov && !d->rank)
+    if (d->confidence && d->confidence_markov && !d->rank)
         return ds_err_field(err, DS_ECORRUPT, "confidence_head_with_markov",
                             "%s: 'confidence_head_with_markov' needs a markov_rank above 0", CONFIG);
     return DS_OK;

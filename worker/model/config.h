@@ -27,7 +27,8 @@ typedef enum { DS_HEAD_NONE, DS_HEAD_VANILLA, DS_HEAD_GATED, DS_HEAD_RNN } ds_he
 typedef struct ds_draft_conf {
     int block; /* slots of one block; 0: not a draft */
     int mask_token, target_layers;
-    int n_taps, taps[DS_MAX_TAPS]; /* target_layer_ids: layer outputs, rising, below target_layers - 1 */
+    int n_taps, taps[DS_MAX_TAPS]; /* target_layer_ids: layer outputs, rising, below target_layers - 1; -1:
+                                       the embedding */
     ds_head_kind head;
     int rank; /* of the Markov head; 0 without one */
     int confidence, confidence_markov;

@@ -20,8 +20,8 @@ static ds_code check_pair(const ds_config *c, int vocab, int hidden, int layers,
                           ds_err *err)
 {
     if (!c->draft.block)
-        return ds_err_field(err, DS_EUNSUPPORTED, "architectures", "draft: '%s' is a target, not a draft",
-                            c->arch);
+        return ds_err_field(err, DS_EUNSUPPORTED, "architectures",
+                            "draft: 'architectures' names a target (%s), not a draft", c->arch);
     DS_TRY(need("vocab_size", c->vocab, vocab, err));
     DS_TRY(need("hidden_size", c->hidden, hidden, err));
     DS_TRY(need("num_key_value_heads", c->kv_heads, kv_heads, err));

@@ -34,6 +34,8 @@ static ds_code context_layer(ds_draft *d, int i, const ds_kv_pool *kv, const ds_
     float *wide = d->q.s.wide;
     DS_TRY(ds_qwen3_linear(b, &l->k, d->q.s.y, wide, 2 * gd, T, 0));
     DS_TRY(ds_qwen3_linear(b, &l->v, d->q.s.y, wide + gd, 2 * gd, T, 0));
+    DS_TRY(ds_qwen3_bias(&d->q, b, &l->k_b, wide, 2 * gd, T));
+    DS_TRY(ds_qwen3_bias(&d->q, b, &l->v_b, wide + gd, 2 * gd, T));
     ds_qkv_args a = {.rows = *rows,
                      .qkv = wide,
                      .k_norm = l->k_norm,

@@ -15,7 +15,8 @@ typedef struct ds_model_opts {
     int max_positions;    /* 0: the config's max_position_embeddings; larger than that is refused */
     const char *weights;  /* "auto" (as stored) or "int8" */
     const char *kv_dtype; /* "auto" (bf16 for bf16/f16 checkpoints, else f32), "f32", "bf16" */
-    const int *taps; /* [n_taps] layer ids, strictly increasing, whose residual after the layer is kept */
+    const int *taps; /* [n_taps] layer ids, strictly increasing, whose residual after the layer is kept; -1:
+                      * the embedding */
     int n_taps;
 } ds_model_opts;
 

@@ -88,8 +88,8 @@ static ds_code check_opts(ds_qwen3 *q, const ds_model_opts *o, ds_err *err)
                             "max_positions is %d, must be 1..max_position_embeddings of config.json (%d)",
                             q->max_positions, c->max_positions);
     for (int i = 0; i < o->n_taps; i++)
-        if (o->taps[i] < 0 || o->taps[i] >= c->layers || (i && o->taps[i] <= o->taps[i - 1]))
-            return ds_err_field(err, DS_EINVAL, "taps", "tap %d is layer %d; taps must rise within 0..%d", i,
+        if (o->taps[i] < -1 || o->taps[i] >= c->layers || (i && o->taps[i] <= o->taps[i - 1]))
+            return ds_err_field(err, DS_EINVAL, "taps", "tap %d is layer %d; taps must rise within -1..%d", i,
                                 o->taps[i], c->layers - 1);
     return DS_OK;
 }
@@ -210,7 +210,7 @@ ds_code ds_qwen3_linear(ds_backend *b, const ds_mat *w, const float *x, float *y
     return b->linear(b, &a);
 }
 
-static ds_code bias(ds_qwen3 *q, ds_backend *b, const ds_mat *w, float *y, int y_stride, int T)
+ds_code ds_qwen3_bias(ds_qwen3 *q, ds_backend *b, const ds_mat *w, float *y, int y_stride, int T)
 {
     return w->data ? ds_qwen3_linear(b, w, q->s.ones, y, y_stride, T, 1) : DS_OK;
 }
@@ -238,9 +238,9 @@ ds_code ds_qwen3_project(ds_qwen3 *q, ds_backend *b, int i, const ds_kv_pool *kv
     DS_TRY(ds_qwen3_linear(b, &l->q, y, wide, row, T, 0));
     DS_TRY(ds_qwen3_linear(b, &l->k, y, wide + hd, row, T, 0));
     DS_TRY(ds_qwen3_linear(b, &l->v, y, wide + hd + gd, row, T, 0));
-    DS_TRY(bias(q, b, &l->q_b, wide, row, T));
-    DS_TRY(bias(q, b, &l->k_b, wide + hd, row, T));
-    DS_TRY(bias(q, b, &l->v_b, wide + hd + gd, row, T));
+    DS_TRY(ds_qwen3_bias(q, b, &l->q_b, wide, row, T));
+    DS_TRY(ds_qwen3_bias(q, b, &l->k_b, wide + hd, row, T));
+    DS_TRY(ds_qwen3_bias(q, b, &l->v_b, wide + hd + gd, row, T));
     ds_qkv_args a = {.rows = *rows,
                      .qkv = wide,
                      .q_norm = l->q_norm,
@@ -277,7 +277,7 @@ ds_code ds_qwen3_finish(ds_qwen3 *q, ds_backend *b, int i, const float *heads, f
     const ds_qwen3_layer *l = &q->layer[i];
     float *y = q->s.y, *wide = q->s.wide, *mid = q->s.mid;
     DS_TRY(ds_qwen3_linear(b, &l->o, heads, x, c->hidden, T, 1));
-    DS_TRY(bias(q, b, &l->o_b, x, c->hidden, T));
+    DS_TRY(ds_qwen3_bias(q, b, &l->o_b, x, c->hidden, T));
     DS_TRY(norm(q, b, l->mlp_norm, x, y, T));
     DS_TRY(ds_qwen3_linear(b, &l->gate, y, wide, 2 * c->mlp, T, 0));
     DS_TRY(ds_qwen3_linear(b, &l->up, y, wide + c->mlp, 2 * c->mlp, T, 0));
@@ -325,6 +325,7 @@ static ds_code run(ds_qwen3 *q, ds_backend *b, const ds_kv_pool *kv, ds_step_arg
     int T = a->rows.T, last = q->conf.layers - 1;
     ds_embed_args e = {.table = q->embed, .token = a->rows.token, .y = q->s.x, .T = T};
     DS_TRY(b->embed(b, &e));
+    DS_TRY(tap(q, b, -1, T));
     for (int i = 0; i < last; i++) {
         *ret_layer = i;
         DS_TRY(ds_qwen3_project(q, b, i, kv, &a->rows));

@@ -50,7 +50,8 @@ ds_code ds_qwen3_bind(ds_qwen3 *q, const ds_config *conf, const ds_model_opts *o
 /* The parts of ds_qwen3_bind and of the forward pass that a draft of the same layers shares (draft.c).
  * _init: conf, opts, scratch sizes. _bind_layers: its layers' tensors under q->prefix. _project: s.x -> K and
  * V of all rows in their pages, q in s.wide. _attend: s.wide -> s.mid; row t sees positions 0..rows->pos[t].
- * _finish: x += o(heads); x += mlp(norm x), T rows. _linear: y (+)= x W^T. */
+ * _finish: x += o(heads); x += mlp(norm x), T rows. _linear: y (+)= x W^T. _bias: y += b, nothing
+ * without attention_bias. */
 ds_code ds_qwen3_init(ds_qwen3 *q, const ds_config *conf, const ds_model_opts *opts, const char *prefix,
                       ds_err *err);
 ds_code ds_qwen3_bind_layers(ds_qwen3 *q, ds_weights *w, ds_err *err);
@@ -59,6 +60,7 @@ ds_code ds_qwen3_attend(ds_qwen3 *q, ds_backend *b, int layer, const ds_kv_pool 
 ds_code ds_qwen3_finish(ds_qwen3 *q, ds_backend *b, int layer, const float *heads, float *x, int T);
 ds_code ds_qwen3_linear(ds_backend *b, const ds_mat *w, const float *x, float *y, int y_stride, int T,
                         int add);
+ds_code ds_qwen3_bias(ds_qwen3 *q, ds_backend *b, const ds_mat *w, float *y, int y_stride, int T);
 /* ds_qwen3_alloc: scratch and rope tables on b; after ds_weights_load. */
 ds_code ds_qwen3_alloc(ds_qwen3 *q, ds_backend *b, ds_err *err);
 void ds_qwen3_free(ds_qwen3 *q, ds_backend *b);
