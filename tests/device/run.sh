@@ -3,7 +3,7 @@
 # jansson is needed, and can be brought along.
 #   tests/device/run.sh deps DIR            where jansson is installed: its header and library into DIR
 #   tests/device/run.sh run DIR OUT PART... on the machine with the GPU: build, run, logs to OUT, ONE table at the end
-# PART: tests, sanitize, bench (attention, products, steps, prefill), or bench:WORDS for bench_cuda's words, as
+# PART: tests, sample (tests of the sampler), sanitize, bench (attention, products, steps, prefill), or bench:WORDS for bench_cuda's words, as
 # bench:step,8b. JOBS: compile jobs (default: all cores). CPUS: cores to keep to (taskset list; default: all).
 # Exit: 0 all passed, 1 something failed, 77 no GPU.
 set -uo pipefail
@@ -112,20 +112,22 @@ if wants tests; then
     one rows 60 "$bin/test_kernel_rows" $(cases rmsnorm) $(cases silu_mul) $(cases embed)
     one linear 90 "$bin/test_kernel_linear" $(cases linear f32 bf16 f16 i8)
     one attention 90 "$bin/test_kernel_attention" $(cases attention f32 bf16) $(cases qkv)
-    for level in auto invariant portable; do # mostly the reference on the CPU: at the same time
-        one "sample_$level" 120 "$bin/test_kernel_sample" "sample_draws_cuda_$level" "sample_distribution_cuda_$level" \
-            "sample_reports_cuda_$level" "sample_rules_cuda_$level" "sample_coupling_cuda_$level" &
-    done
     for c in gather_and_cell large_products rows_do_not_depend_on_each_other groups_and_rounded_inputs long_contexts; do
         one "$c" 60 "$bin/test_kernel_cuda" "cuda_$c"
     done
-    wait
     one lost 60 "$bin/test_kernel_cuda_lost"
     one golden 90 "$bin/test_golden_cuda"
     for p in test_unit_same_tokens test_golden_dspark; do
         names=$(grep -aoE 'test_cuda_[a-z0-9_]+' "$bin/$p" 2>/dev/null | sed 's/^test_//' | sort -u | tr '\n' ' ')
         [ -n "$names" ] && one "${p#test_}" 120 "$bin/$p" $names
     done
+fi
+if wants sample; then
+    for level in auto invariant portable; do # mostly the reference on the CPU: at the same time
+        one "sample_$level" 120 "$bin/test_kernel_sample" "sample_draws_cuda_$level" "sample_distribution_cuda_$level" \
+            "sample_reports_cuda_$level" "sample_rules_cuda_$level" "sample_coupling_cuda_$level" &
+    done
+    wait
 fi
 if wants bench; then
     words=
