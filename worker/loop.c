@@ -9,7 +9,8 @@ enum {
     REPEATS = 5,           /* timed replays of a graph; the median counts */
     PROFILE_CONTEXT = 512, /* tokens behind each row while timing, where they fit */
     PROBE_ROUNDS = 64,     /* a draft pass at least that often, so that expectations stay honest */
-    PATCHES = 8            /* page table changes per seat and round: 3 of the longest blocks are 7 pages */
+    PATCHES =
+        12 /* page table changes per seat and round: 3 of the longest blocks are 7, published ones move */
 };
 
 typedef struct flight { /* pinned memory of one round */
@@ -468,6 +469,13 @@ int ds_loop_reach(const ds_loop *l, int n)
     int block = l->conf.draft ? l->block : 0;
     int64_t most = (int64_t)n + (ds_loop_in_flight(l) + 1) * (block + 1) + block;
     return most < l->conf.max_len ? (int)most : l->conf.max_len;
+}
+
+void ds_loop_abandon(ds_loop *l)
+{
+    l->conf.b->sync(l->conf.b);
+    l->collected = l->launched;
+    l->n_patch = 0;
 }
 
 ds_code ds_loop_read(ds_loop *l, ds_seat *ret, ds_err *err)

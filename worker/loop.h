@@ -61,6 +61,8 @@ ds_code ds_loop_launch(ds_loop *l, const int *slot, int n, ds_err *err);
 int ds_loop_in_flight(const ds_loop *l);
 /* ds_loop_collect: waits for the oldest round in flight; its records stand until the next launch. */
 ds_code ds_loop_collect(ds_loop *l, const ds_round_out **ret, int *ret_n, ds_err *err);
+/* ds_loop_abandon: after an error: what is in flight is waited for and forgotten. */
+void ds_loop_abandon(ds_loop *l);
 /* ds_loop_read: all seats [max_seats] as the last round left them; nothing in flight. */
 ds_code ds_loop_read(ds_loop *l, ds_seat *ret, ds_err *err);
 /* ds_loop_drafted: rounds that had a draft pass, since the start. */

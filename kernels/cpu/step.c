@@ -154,8 +154,7 @@ static void accept_seat(const ds_accept_args *a, ds_seat *q, const int32_t *draw
         int32_t y = drawn[j], pos = q->start + 1;
         stands = j < q->n_verify && y == q->draft[j];
         if (a->odds && j < q->n_verify) {
-            ds_rng4 u = ds_philox(q->seed, (uint32_t)j, (uint32_t)pos, 0, DS_RNG_ACCEPT);
-            stands = ds_rng_unit(u.v[0]) < a->odds[j];
+            stands = ds_rng_unit(ds_rng_u32(q->seed, DS_RNG_ACCEPT, (uint64_t)pos, 1)) < a->odds[j];
             y = stands ? q->draft[j] : y;
         }
         if (y < 0) {

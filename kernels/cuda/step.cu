@@ -209,10 +209,10 @@ ds_code ds_cuda_draw(ds_backend *b, const ds_draw_args *a)
 
 /* --- accept -------------------------------------------------------------------------------------------- */
 
-/* First word of Philox4x32-10, as base/rng.h, as a uniform in (0, 1). */
-__device__ static float accept_uniform(uint64_t key, uint32_t c0, uint32_t c1)
+/* ds_rng_unit(ds_rng_u32(seed, DS_RNG_ACCEPT, pos, 1)) of base/rng.h: Philox4x32-10. */
+__device__ static float accept_uniform(uint64_t key, uint32_t pos)
 {
-    uint32_t c2 = 0, c3 = ACCEPT_PURPOSE, k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
+    uint32_t c0 = 0, c1 = pos, c2 = 0, c3 = ACCEPT_PURPOSE, k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
     for (int round = 0; round < 10; round++) {
         uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;
         uint32_t n0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0, n2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
@@ -223,7 +223,7 @@ __device__ static float accept_uniform(uint64_t key, uint32_t c0, uint32_t c1)
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
-    return ((float)(c0 >> 9) + 0.5f) * 0x1p-23f;
+    return ((float)(c1 >> 9) + 0.5f) * 0x1p-23f;
 }
 
 /* Row j of a seat: its token, and whether and how the seat's run of tokens ends with it. */
@@ -236,7 +236,7 @@ __device__ static verdict judge(const ds_accept_args &a, const ds_seat *q, const
     int y = drawn[j], pos = q->start + j + 1;
     verdict v = {y, j < q->n_verify && y == q->draft[j], DS_SEAT_LIVE};
     if (a.odds && j < q->n_verify) {
-        v.stands = accept_uniform(q->seed, (uint32_t)j, (uint32_t)pos) < a.odds[j];
+        v.stands = accept_uniform(q->seed, (uint32_t)pos) < a.odds[j];
         v.token = v.stands ? q->draft[j] : y;
     }
     if (v.token < 0) {
