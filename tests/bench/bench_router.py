@@ -14,7 +14,11 @@ import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "e2e"))
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests/e2e"), str(ROOT / "client")]
+import example  # noqa: E402
+import fake_model  # noqa: E402
+import zmq  # noqa: E402
 from conftest import Stage  # noqa: E402
 
 TICK = os.sysconf("SC_CLK_TCK")
@@ -85,6 +89,45 @@ def latency(d, n, count, gap_s):
         health.append(time.perf_counter() - t)
     print(f"{n} connections: request of one token, worker included: p50 {statistics.median(times) * 1e6:.0f} us, "
           f"p99 {times[int(count * 0.99)] * 1e6:.0f} us; /health p50 {statistics.median(health) * 1e6:.0f} us")
+    return statistics.median(times)
+
+
+def direct(folder, count, gap_s):
+    """The same request given to a fake worker by this script itself: what the router's part is measured against."""
+    pb, stage = example.load_messages(), Stage(folder)
+    socket = zmq.Context.instance().socket(zmq.ROUTER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.bind(stage.endpoint)
+    stage.fake("fake-0", "--max-seqs", 256)
+
+    def send(peer, **body):
+        socket.send_multipart([peer, pb.Envelope(version=1, **body).SerializeToString()])
+
+    def take(kind):
+        while True:
+            peer, data = socket.recv_multipart()
+            frame = pb.Envelope.FromString(data)
+            if frame.WhichOneof("body") == kind:
+                return peer
+
+    try:
+        peer = take("hello")
+        send(peer, hello=pb.Hello(role="router", name="bench", incarnation=1, heartbeat_ms=250))
+        take("credits")
+        times = []
+        for i in range(count):
+            t = time.perf_counter()
+            send(peer, submit=pb.Submit(id=i + 1, prompt_ids=fake_model.encode("latency"), sampling=pb.Sampling(
+                max_tokens=1, temperature=1, top_p=1, repetition_penalty=1, seed=1, logprobs=-1, prompt_logprobs=-1)))
+            take("done")
+            times.append(time.perf_counter() - t)
+            if i % 100 == 0:
+                send(peer, heartbeat=pb.Heartbeat())
+            time.sleep(gap_s)
+        return statistics.median(times)
+    finally:
+        stage.end()
+        socket.close()
 
 
 def idle(d, n):
@@ -112,8 +155,12 @@ def main():
             streams(d, 256, 10)
             for _ in range(3):
                 streams(d, 256, 400)
-            for _ in range(3):
-                latency(d, 64, 2000, 0.0005)
+            for turn in range(3):
+                whole = latency(d, 64, 2000, 0.0005)
+                (pathlib.Path(folder) / f"direct-{turn}").mkdir()
+                alone = direct(pathlib.Path(folder) / f"direct-{turn}", 2000, 0.0005)
+                print(f"the worker alone, asked without a router: p50 {alone * 1e6:.0f} us; the router adds "
+                      f"{(whole - alone) * 1e6:.0f} us")
         finally:
             stage.end()
 
