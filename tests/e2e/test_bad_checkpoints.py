@@ -260,6 +260,53 @@ def test_bad_tokenizer(folder, change, word):
     refused(folder, CORRUPT, word)
 
 
+# ---- drafts, on the bundled pair ----
+
+MODELS = pathlib.Path(__file__).resolve().parents[2] / "models"
+PAIR = MODELS / "spark-demo", MODELS / "spark-demo-draft"
+needs_pair = pytest.mark.skipif(not all((p / "model.safetensors").exists() for p in PAIR), reason="the demo pair is not here")
+
+
+@pytest.fixture
+def draft(tmp_path):
+    shutil.copytree(PAIR[1], tmp_path / "d", ignore=shutil.ignore_patterns("*.md", "*.png", "*.svg"), copy_function=shutil.copyfile)
+    return tmp_path / "d"
+
+
+def draft_refused(draft, code, *words):
+    refused(PAIR[0], code, *words, flags=("--draft", draft))
+
+
+@needs_pair
+@pytest.mark.parametrize("field,value,word", [
+    ("vocab_size", 123, ""), ("hidden_size", 100, ""), ("block_size", 10**6, "block_size"), ("block_size", 0, "block_size"),
+    ("target_layer_ids", [0, 999], "target_layer_ids"), ("target_layer_ids", [], "target_layer_ids"),
+    ("markov_head_type", "magic", "markov_head_type"), ("mask_token_id", -1, "mask_token_id")])
+def test_a_draft_that_does_not_fit(draft, field, value, word):
+    config = json.loads((draft / "config.json").read_text())
+    config[field] = value
+    if field == "vocab_size":
+        config["mask_token_id"] = 1
+    (draft / "config.json").write_text(json.dumps(config))
+    pairing = field in ("vocab_size", "hidden_size")  # the folder may be good: the two do not go together
+    draft_refused(draft, 64 if pairing else CORRUPT, "target" if pairing else word)
+
+
+@needs_pair
+def test_bad_draft_files(draft, tmp_path):
+    draft_refused(tmp_path / "none", NOTFOUND, "none/config.json")
+    draft_refused(PAIR[0], CORRUPT, "not a draft")
+    good = (draft / "model.safetensors").read_bytes()
+    (draft / "model.safetensors").write_bytes(good[:-100])
+    draft_refused(draft, CORRUPT, "truncated")
+    (draft / "model.safetensors").write_bytes(good)
+    w = Weights(draft / "model.safetensors")
+    tensor = next(t for t in w.header if t.endswith("q_proj.weight"))
+    w.header[tensor]["shape"] = [1, 2]
+    w.write()
+    draft_refused(draft, CORRUPT, tensor)
+
+
 # ---- the folder ----
 
 def test_the_folder_is_a_file(tmp_path):
