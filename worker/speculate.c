@@ -22,7 +22,7 @@ struct ds_speculate {
     float expect[DS_MAX_BLOCK]; /* survival of drafts 1..k over all requests: of those without a history */
     int since_probe;
     double pass_s, next_pass_s; /* of the draft pass whose block this step, and the next one, verifies */
-    int decoding;               /* requests of the scheduled step that decode */
+    int decoding, load;         /* requests of the scheduled step that decode; of the last one with any */
     double ctx;                 /* tokens each of them has behind it, on average */
     ds_spec_stats stats;
     /* scratch */
@@ -208,6 +208,7 @@ void ds_speculate_schedule(ds_speculate *s, const ds_sched *sched)
                                     .all = mode_of(s, q) == DS_SPEC_MAX};
     }
     s->decoding = decoding;
+    s->load = decoding ? decoding : s->load;
     s->ctx = decoding ? ctx / decoding : 0;
     s->pass_s = s->next_pass_s;
     s->next_pass_s = 0;
@@ -451,7 +452,7 @@ void ds_speculate_get_stats(const ds_speculate *s, ds_spec_stats *ret)
     *ret = s->stats;
     ret->measured_s = g->measured_s;
     ret->plain_s = g->plain_s;
-    ret->regret = s->decoding ? ds_guard_regret(g, s->decoding) : 0;
+    ret->regret = s->load ? ds_guard_regret(g, s->load) : 0;
     ret->guard_offs = g->turned_off;
     for (int b = 0; b < DS_GUARD_BANDS; b++)
         ret->bands_off += g->band[b].state != DS_GUARD_ON;
