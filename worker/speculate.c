@@ -254,6 +254,18 @@ static int accept_by_odds(const ds_speculate *s, const ds_seq *q, int l, ds_samp
     return n;
 }
 
+void ds_speculate_count(ds_speculate *s, int l, int n)
+{
+    s->stats.rounds += l > 0;
+    s->stats.verified += (uint64_t)l;
+    s->stats.accepted += (uint64_t)n;
+    for (int k = 0; k < l; k++) {
+        s->stats.verified_at[k]++;
+        s->stats.reached_at[k] += k <= n;
+        s->stats.accepted_at[k] += k < n;
+    }
+}
+
 int ds_speculate_accept(ds_speculate *s, const ds_plan_item *it, ds_sample_out *out)
 {
     ds_seq *q = it->seq;
@@ -267,18 +279,9 @@ int ds_speculate_accept(ds_speculate *s, const ds_plan_item *it, ds_sample_out *
         expect(q->expect, q->survival, s->d.block, l, n);
         expect(s->expect, q->survival, s->d.block, l, n);
     }
-    if (l > 0) {
-        s->stats.rounds++;
-        s->stats.verified += (uint64_t)l;
-        s->stats.accepted += (uint64_t)n;
-        for (int k = 0; k < l; k++) {
-            s->stats.verified_at[k]++;
-            s->stats.reached_at[k] += k <= n;
-            s->stats.accepted_at[k] += k < n;
-        }
-        if (!s->conf.synthetic)
-            ds_live_tell(&s->live, q->confidence, l, n);
-    }
+    ds_speculate_count(s, l, n);
+    if (l > 0 && !s->conf.synthetic)
+        ds_live_tell(&s->live, q->confidence, l, n);
     q->n_draft = 0;
     return n;
 }
@@ -444,6 +447,36 @@ void ds_speculate_learn(ds_speculate *s, const ds_plan *p, const int *accepted, 
                   plain_s);
     ds_profile_tell_verify(&s->profile, p->rows, s->ctx, verify_s);
     ds_profile_tell_host(&s->profile, rest > 0 ? rest : 0);
+}
+
+/* ---- the device loop ---- */
+
+int ds_speculate_seat(const ds_speculate *s, const ds_seq *q, int *ret_all)
+{
+    int asked = q->req.max_draft, most = s->conf.max_draft;
+    *ret_all = mode_of(s, q) == DS_SPEC_MAX;
+    if (mode_of(s, q) == DS_SPEC_OFF)
+        return 0;
+    return asked > 0 && asked < most ? asked : most;
+}
+
+const ds_kv_pool *ds_speculate_kv(const ds_speculate *s)
+{
+    return &s->kv;
+}
+
+const double *ds_speculate_temps(const ds_speculate *s)
+{
+    return s->live.T;
+}
+
+void ds_speculate_resume(ds_speculate *s, ds_seq *q, const int32_t *draft, const float *conf)
+{
+    memcpy(s->x, draft, (size_t)s->d.block * sizeof *s->x);
+    memcpy(s->z, conf, (size_t)s->d.block * sizeof *s->z);
+    if (q->n_rounds == 0)
+        memcpy(q->expect, s->expect, sizeof q->expect);
+    offer(s, q, 0, NULL);
 }
 
 void ds_speculate_get_stats(const ds_speculate *s, ds_spec_stats *ret)

@@ -1,7 +1,7 @@
 /* attention_mma.cu - attention over bf16 pages of 16 tokens on tensor cores, for few rows (decode, verify).
  *
  * A tile is up to 16 query vectors: all heads of one KV head, times the rows of one sequence that fit (GQA packing). Its
- * keys are cut in chunks of 128 by position; chunk i goes to split i % splits, inside it two pages to each of four
+ * keys are cut in chunks of 256 by position; chunk i goes to split i % splits, inside it four pages to each of four
  * warps. A warp keeps an online softmax in registers, the warps and then the splits are merged in one fixed order. Which
  * rows share a tile does not change a row's arithmetic: pages beyond its position are exact no-ops for it.
  *
@@ -11,12 +11,12 @@
  * products lose nothing but the rest's last bits. */
 #include "kernels/cuda/attention.h"
 
-enum { WARPS = 4, PAGE = DS_ATTN_PAGE, CHUNK = 128, TILE = 16 };
+enum { WARPS = 4, PAGE = DS_ATTN_PAGE, CHUNK = 256, WARP_PAGES = 4, TILE = 16, HEADS = 4 };
 /* Splits of a row's keys, and rows of one launch (bounds the scratch). One pair for all row counts, unless many rows
  * keep the card busy anyway and results may depend on that. */
 enum { SPLITS = 16, GROUP_ROWS = 64, MANY_SPLITS = 4, MANY_GROUP_ROWS = 2048 };
 
-__device__ static void mma(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+__device__ static void mma(float d[4], const uint32_t *a, uint32_t b0, uint32_t b1)
 {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -62,7 +62,7 @@ __device__ static size_t part_at(const ds_attn_args *a, int splits, int t, int h
 
 /* Two query fragments (head, rest) of inner block i (32 wide: two k16 steps) for rows r and r + 8 of the tile. The
  * elements of step s that lane c holds are i*32 + c*8 + s*4 + {0, 1} and + {2, 3}. */
-__device__ static void load_q(const float *q0, const float *q1, int at, uint32_t head[4], uint32_t rest[4])
+__device__ static void load_q(const float *q0, const float *q1, int at, uint32_t *head, uint32_t *rest)
 {
     float4 lo = q0 ? *(const float4 *)(q0 + at) : make_float4(0, 0, 0, 0);
     float4 hi = q1 ? *(const float4 *)(q1 + at) : make_float4(0, 0, 0, 0);
@@ -72,28 +72,44 @@ __device__ static void load_q(const float *q0, const float *q1, int at, uint32_t
     head[3] = split2(hi.z, hi.w, &rest[3]);
 }
 
+/* Keys of a page: [n-tile of 8 keys][inner block]; values: [64 columns][keys 2c, 2c+1, 2c+8, 2c+9]. */
 template <int D>
-struct page_regs {
-    uint4 k[2][D / 32]; /* [n-tile of 8 keys][inner block] */
-    uint4 v[D / 64][4]; /* [64 columns][keys 2c, 2c+1, 2c+8, 2c+9] */
+struct key_regs {
+    uint4 k[2][D / 32];
 };
 
 template <int D>
-__device__ static void load_page(page_regs<D> *p, const ds_attn_args *a, size_t page, int g, int first, int last, int r, int c)
+struct value_regs {
+    uint4 v[D / 64][4];
+};
+
+__device__ static size_t page_at(const ds_attn_args *a, int page, int g)
 {
-    const __nv_bfloat16 *k = (const __nv_bfloat16 *)a->kv.k + (page * a->G + g) * PAGE * D,
-                        *v = (const __nv_bfloat16 *)a->kv.v + (page * a->G + g) * PAGE * D;
+    return ((size_t)page * a->G + g) * PAGE * a->D;
+}
+
+template <int D>
+__device__ static void load_keys(key_regs<D> *p, const ds_attn_args *a, size_t at, int r, int c)
+{
+    const __nv_bfloat16 *k = (const __nv_bfloat16 *)a->kv.k + at;
 #pragma unroll
     for (int j = 0; j < 2; j++)
 #pragma unroll
         for (int i = 0; i < D / 32; i++)
             p->k[j][i] = __ldcg((const uint4 *)(k + (j * 8 + r) * D + i * 32 + c * 8));
+}
+
+/* valid: keys of the page up to the tile's last position; slots beyond may hold NaN, and 0 * NaN is not 0. */
+template <int D>
+__device__ static void load_values(value_regs<D> *p, const ds_attn_args *a, size_t at, int valid, int r, int c)
+{
+    const __nv_bfloat16 *v = (const __nv_bfloat16 *)a->kv.v + at;
 #pragma unroll
     for (int e = 0; e < 4; e++) {
         const int key = 2 * c + (e & 1) + (e & 2) * 4;
 #pragma unroll
-        for (int i = 0; i < D / 64; i++) /* slots beyond the tile's last position may hold NaN: 0 * NaN is not 0 */
-            p->v[i][e] = first + key <= last ? __ldcg((const uint4 *)(v + key * D + i * 64 + r * 8)) : make_uint4(0, 0, 0, 0);
+        for (int i = 0; i < D / 64; i++)
+            p->v[i][e] = key < valid ? __ldcg((const uint4 *)(v + key * D + i * 64 + r * 8)) : make_uint4(0, 0, 0, 0);
     }
 }
 
@@ -103,21 +119,23 @@ struct warp_state {
     float m[2], l[2];    /* rows r and r + 8; l: this lane's part */
 };
 
+/* q: the tile's query fragments [k16 step][head, rest][lane], in shared memory. */
 template <int D>
-__device__ static void one_page(warp_state<D> *w, const page_regs<D> *p, const uint32_t qh[D / 16][4],
-                                const uint32_t ql[D / 16][4], int first, const int pos[2], float scale, int c)
+__device__ static void one_page(warp_state<D> *w, const key_regs<D> *p, const value_regs<D> *values, const uint4 (*q)[2][32],
+                                int first, const int pos[2], float scale, int lane)
 {
+    const int c = lane % 4;
     float s[2][4] = {};
 #pragma unroll
-    for (int i = 0; i < D / 32; i++)
+    for (int i = 0; i < D / 16; i++) {
+        const uint4 head = q[i][0][lane], rest = q[i][1][lane];
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-            const uint4 k = p->k[j][i];
-            mma(s[j], qh[2 * i], k.x, k.y);
-            mma(s[j], ql[2 * i], k.x, k.y);
-            mma(s[j], qh[2 * i + 1], k.z, k.w);
-            mma(s[j], ql[2 * i + 1], k.z, k.w);
+            const uint4 k = p->k[j][i / 2];
+            mma(s[j], &head.x, i % 2 ? k.z : k.x, i % 2 ? k.w : k.y);
+            mma(s[j], &rest.x, i % 2 ? k.z : k.x, i % 2 ? k.w : k.y);
         }
+    }
     float shrink[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) { /* row r, row r + 8 */
@@ -153,7 +171,7 @@ __device__ static void one_page(warp_state<D> *w, const page_regs<D> *p, const u
     ph[3] = split2(s[1][2], s[1][3], &pl[3]);
 #pragma unroll
     for (int i = 0; i < D / 64; i++) {
-        const uint32_t *v0 = &p->v[i][0].x, *v1 = &p->v[i][1].x, *v2 = &p->v[i][2].x, *v3 = &p->v[i][3].x;
+        const uint32_t *v0 = &values->v[i][0].x, *v1 = &values->v[i][1].x, *v2 = &values->v[i][2].x, *v3 = &values->v[i][3].x;
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             float *d = w->acc[i * 8 + j];
@@ -210,57 +228,84 @@ __device__ static void finish(const ds_attn_args *a, const warp_state<D> *w, con
     }
 }
 
+/* First key of the n-th page of a warp in split z; rises with n. */
+__device__ static int page_key(int n, int z, int splits, int warp)
+{
+    return (z + n / WARP_PAGES * splits) * CHUNK + (warp * WARP_PAGES + n % WARP_PAGES) * PAGE;
+}
+
 template <int D>
 __global__ static void __launch_bounds__(32 * WARPS) split_kernel(ds_attn_args a, float *part, int dense)
 {
     extern __shared__ float smem[];
     __shared__ float m_of[WARPS][TILE], l_of[WARPS][TILE];
+    __shared__ uint4 q_of[D / 16][2][32];
     ds_pdl_next();
     ds_pdl_wait();
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, r = lane / 4, c = lane % 4;
-    const int group = a.H / a.G, per = TILE / group, g = (int)blockIdx.y;
+    const int group = a.H / a.G, per = TILE / group, g = (int)blockIdx.y, z = (int)blockIdx.z, splits = (int)gridDim.z;
     const tile tl = tile_at(&a.rows, (int)blockIdx.x, per);
-    if (tl.rows == 0 || (int)blockIdx.z * CHUNK > tl.last || (dense && ds_attn_is_dense(&a.rows, tl.row, dense)))
+    if (tl.rows == 0 || z * CHUNK > tl.last || (dense && ds_attn_is_dense(&a.rows, tl.row, dense)))
         return;
-    const int slot = a.rows.slot[tl.row], queries = tl.rows * group;
-    const int32_t *table = a.rows.page_table + (size_t)slot * a.rows.page_stride;
+    const int queries = tl.rows * group, last = tl.last;
+    const int32_t *table = a.rows.page_table + (size_t)a.rows.slot[tl.row] * a.rows.page_stride;
+    key_regs<D> even, odd; /* one is loaded while the other is used */
+    value_regs<D> values;
+    int n = 0, key = page_key(0, z, splits, warp);
+    size_t at = key <= last ? page_at(&a, table[key / PAGE], g) : 0, next_at = 0;
+    if (key <= last)
+        load_keys<D>(&even, &a, at, r, c);
     int pos[2];
     const float *q[2];
+#pragma unroll
     for (int h = 0; h < 2; h++) {
         const int i = r + 8 * h;
-        pos[h] = i < queries ? tl.last - tl.rows + 1 + i / group : -1;
+        pos[h] = i < queries ? last - tl.rows + 1 + i / group : -1;
         q[h] = i < queries ? a.q + (size_t)(tl.row + i / group) * a.q_stride + (size_t)(g * group + i % group) * D : NULL;
     }
-    uint32_t qh[D / 16][4], ql[D / 16][4];
-#pragma unroll
-    for (int s = 0; s < D / 16; s++)
-        load_q(q[0], q[1], s / 2 * 32 + c * 8 + s % 2 * 4, qh[s], ql[s]);
+    for (int s = warp; s < D / 16; s += WARPS) {
+        uint4 head, rest;
+        load_q(q[0], q[1], s / 2 * 32 + c * 8 + s % 2 * 4, &head.x, &rest.x);
+        q_of[s][0][lane] = head;
+        q_of[s][1][lane] = rest;
+    }
+    __syncthreads();
     warp_state<D> w = {};
     w.m[0] = w.m[1] = -INFINITY;
-    for (int chunk = (int)blockIdx.z * CHUNK; chunk <= tl.last; chunk += (int)gridDim.z * CHUNK)
 #pragma unroll 1
-        for (int first = chunk + warp * 2 * PAGE; first < chunk + (warp + 1) * 2 * PAGE && first <= tl.last; first += PAGE) {
-            page_regs<D> p;
-            load_page<D>(&p, &a, (size_t)table[first / PAGE], g, first, tl.last, r, c);
-            one_page<D>(&w, &p, qh, ql, first, pos, a.scale, c);
-        }
+    while (key <= last) {
+        const int next = page_key(++n, z, splits, warp);
+        load_values<D>(&values, &a, at, last - key + 1, r, c);
+        if (next <= last)
+            load_keys<D>(&odd, &a, next_at = page_at(&a, table[next / PAGE], g), r, c);
+        one_page<D>(&w, &even, &values, q_of, key, pos, a.scale, lane);
+        if (next > last)
+            break;
+        key = page_key(++n, z, splits, warp);
+        load_values<D>(&values, &a, next_at, last - next + 1, r, c);
+        if (key <= last)
+            load_keys<D>(&even, &a, at = page_at(&a, table[key / PAGE], g), r, c);
+        one_page<D>(&w, &odd, &values, q_of, next, pos, a.scale, lane);
+    }
     finish<D>(&a, &w, &tl, g, group, part, (float(*)[TILE][D])smem, m_of, l_of);
 }
 
-/* One block a (row, head): merge the splits that the row's position reaches, in order. */
+/* One block a row and HEADS heads: merge the splits that the row's position reaches, in order. */
 __global__ static void combine_kernel(ds_attn_args a, const float *part, int splits, __nv_bfloat16 *rounded, int dense)
 {
     ds_pdl_next();
     ds_pdl_wait();
-    const int t = (int)blockIdx.x, h = (int)blockIdx.y, d = (int)threadIdx.x;
+    const int t = (int)blockIdx.x, h = (int)(blockIdx.y * HEADS + threadIdx.y), d = (int)threadIdx.x;
     const int chunks = a.rows.pos[t] / CHUNK + 1, n = chunks < splits ? chunks : splits;
-    if (dense && ds_attn_is_dense(&a.rows, t, dense))
+    if (h >= a.H || (dense && ds_attn_is_dense(&a.rows, t, dense)))
         return;
     const float *p = part + part_at(&a, splits, t, h, 0);
     const int step = a.D + 2;
     float most = -INFINITY, sum = 0, l = 0;
+#pragma unroll 4
     for (int s = 0; s < n; s++)
         most = fmaxf(most, p[s * step]);
+#pragma unroll 4
     for (int s = 0; s < n; s++) {
         const float f = __expf(p[s * step] - most);
         sum += p[s * step + 2 + d] * f;
@@ -289,7 +334,7 @@ static ds_code run(ds_cuda *c, const ds_attn_args *a, int splits, __nv_bfloat16 
     DS_TRY(ds_cuda_room(c, &c->split, sizeof(float) * T * (size_t)a->H * (size_t)splits * (size_t)(a->D + 2)));
     float *part = (float *)c->split.p;
     DS_TRY(ds_launch(c, split_kernel<D>, dim3(T, (unsigned)a->G, (unsigned)splits), dim3(32 * WARPS), smem, *a, part, dense));
-    return ds_launch(c, combine_kernel, dim3(T, (unsigned)a->H), dim3(D), 0, *a, (const float *)part, splits, rounded, dense);
+    return ds_launch(c, combine_kernel, dim3(T, (unsigned)(a->H + HEADS - 1) / HEADS), dim3(D, HEADS), 0, *a, (const float *)part, splits, rounded, dense);
 }
 
 ds_code ds_cuda_attention_mma(ds_cuda *c, const ds_attn_args *a, __nv_bfloat16 *rounded, int dense)

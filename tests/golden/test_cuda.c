@@ -92,7 +92,7 @@ DS_TEST(cuda_logits_are_the_cpus)
     CHECK(difference("portable", "qwen3-f32", "f32", "auto") < 1e-4);
     CHECK(difference("portable", "qwen3-bf16-wide", "bf16", "auto") <
           2e-2); /* one rounding of K or V may flip */
-    CHECK(difference("portable", "qwen3-bf16-wide", "f32", "int8") < 1e-4);
+    CHECK(difference("portable", "qwen3-bf16-wide", "f32", "int8") < 1e-3); /* the CPU's int16 activations */
     CHECK(difference("auto", "qwen3-bf16-wide", "bf16", "auto") < 5e-2);
     CHECK(difference("invariant", "qwen3-bf16-tied", "bf16", "auto") < 5e-2);
 }

@@ -12,7 +12,7 @@
 #include "kernels/cuda/sm90/maps.h"
 #include "kernels/cuda/sm90/wgmma.h"
 
-enum { TILE_BYTES = DS_SM90_N * DS_SM90_K * 2, CONSUMERS = 256, THREADS = CONSUMERS + 32, MIN_UNITS = 4 };
+enum { TILE_BYTES = DS_SM90_N * DS_SM90_K * 2, CONSUMERS = 256, THREADS = CONSUMERS + 32, MIN_UNITS = 4, L2_UNITS = 10 };
 
 typedef struct product {
     float *y;
@@ -22,6 +22,7 @@ typedef struct product {
 typedef struct job {
     product p[DS_CUDA_GROUP];
     int n_products, tiles, blocks_k, T; /* blocks_k: units of one tile */
+    int quot, rest;                     /* units / grid, units % grid */
     float *parts;                       /* [2 * grid, NT / 2 * CONSUMERS] */
     unsigned *ticket;                   /* [tiles], 0 */
 } job;
@@ -73,25 +74,31 @@ __device__ static void copy_tile(uint32_t dst, const CUtensorMap *map, int k, in
                  : "memory");
 }
 
+/* Into the L2 only. */
+__device__ static void prefetch_tile(const CUtensorMap *map, int k, int row)
+{
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(k), "r"(row) : "memory");
+}
+
+__device__ static void prefetch_map(const CUtensorMap *map)
+{
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 static __device__ const uint64_t EVICT_FIRST = 0x12F0000000000000u, EVICT_LAST = 0x14F0000000000000u;
 
 /* --- shares --------------------------------------------------------------------------------------------- */
 
+/* The share of block b begins at unit b * all / grid, kept in 32 bits: b * quot + b * rest / grid. */
 __device__ static int share_begin(const job *j, int block)
 {
-    return (int)((long long)j->tiles * j->blocks_k * block / (int)gridDim.x);
+    return block * j->quot + block * j->rest / (int)gridDim.x;
 }
 
-/* The block whose share holds a unit. */
+/* The block whose share holds a unit: the last b with b * all < (unit + 1) * grid. */
 __device__ static int block_of(const job *j, int unit)
 {
-    const long long all = (long long)j->tiles * j->blocks_k;
-    int b = (int)(((long long)unit * (int)gridDim.x) / all);
-    while (share_begin(j, b + 1) <= unit)
-        b++;
-    while (share_begin(j, b) > unit)
-        b--;
-    return b;
+    return (int)(((unsigned)(unit + 1) * gridDim.x - 1) / (unsigned)(j->tiles * j->blocks_k));
 }
 
 __device__ static int product_of(const job *j, int tile)
@@ -110,32 +117,45 @@ struct ring {
     uint32_t base, full, empty; /* shared addresses: stages, barriers [STAGES] each */
 };
 
+typedef struct place { /* of a unit */
+    int product, row, k;
+} place;
+
+__device__ static place place_of(const job *j, int unit)
+{
+    const int tile = unit / j->blocks_k, p = product_of(j, tile);
+    return {p, (tile - j->p[p].first_tile) * DS_SM90_N, (unit - tile * j->blocks_k) * DS_SM90_K};
+}
+
+/* Before the wait: the weights of the first stages, and those of the next units as far as the L2. Then x of those stages,
+ * then stage after stage as the consumers free them. */
 template <int NT, int STAGES>
 __device__ static void produce(const ring<NT, STAGES> *r, const job *j, const maps *m, int begin, int end)
 {
     const int ahead = end - begin < STAGES ? end - begin : STAGES;
-    for (int pass = 0; pass < 2; pass++) { /* the first stages: weights before the wait, x after it */
-        if (pass == 1)
-            ds_pdl_wait();
-        for (int i = 0; i < ahead; i++) {
-            const int unit = begin + i, tile = unit / j->blocks_k, k = unit % j->blocks_k * DS_SM90_K;
-            const uint32_t at = r->base + (uint32_t)(i * r->STAGE_BYTES), full = r->full + 8 * (uint32_t)i;
-            if (pass == 0) {
-                const int p = product_of(j, tile);
-                bar_expect(full, r->STAGE_BYTES);
-                copy_tile(at, &m->w[p], k, (tile - j->p[p].first_tile) * DS_SM90_N, full, EVICT_FIRST);
-            } else {
-                copy_tile(at + TILE_BYTES, &m->x, k, 0, full, EVICT_LAST);
-            }
-        }
+    const int far = end - begin < STAGES + L2_UNITS ? end - begin : STAGES + L2_UNITS;
+    for (int i = 0; i < ahead; i++) {
+        const place at = place_of(j, begin + i);
+        const uint32_t full = r->full + 8 * (uint32_t)i;
+        bar_expect(full, r->STAGE_BYTES);
+        copy_tile(r->base + (uint32_t)(i * r->STAGE_BYTES), &m->w[at.product], at.k, at.row, full, EVICT_FIRST);
     }
-    for (int unit = begin + ahead, i = ahead; unit < end; unit++, i++) {
-        const int stage = i % STAGES, tile = unit / j->blocks_k, k = unit % j->blocks_k * DS_SM90_K, p = product_of(j, tile);
-        const uint32_t at = r->base + (uint32_t)(stage * r->STAGE_BYTES), full = r->full + 8 * (uint32_t)stage;
+    for (int i = ahead; i < far; i++) {
+        const place at = place_of(j, begin + i);
+        prefetch_tile(&m->w[at.product], at.k, at.row);
+    }
+    ds_pdl_wait();
+    for (int i = 0; i < ahead; i++)
+        copy_tile(r->base + (uint32_t)(i * r->STAGE_BYTES) + TILE_BYTES, &m->x, (begin + i) % j->blocks_k * DS_SM90_K, 0,
+                  r->full + 8 * (uint32_t)i, EVICT_LAST);
+    for (int i = ahead; begin + i < end; i++) {
+        const int stage = i % STAGES;
+        const place at = place_of(j, begin + i);
+        const uint32_t to = r->base + (uint32_t)(stage * r->STAGE_BYTES), full = r->full + 8 * (uint32_t)stage;
         bar_wait(r->empty + 8 * (uint32_t)stage, (i / STAGES - 1) & 1);
         bar_expect(full, r->STAGE_BYTES);
-        copy_tile(at, &m->w[p], k, (tile - j->p[p].first_tile) * DS_SM90_N, full, EVICT_FIRST);
-        copy_tile(at + TILE_BYTES, &m->x, k, 0, full, EVICT_LAST);
+        copy_tile(to, &m->w[at.product], at.k, at.row, full, EVICT_FIRST);
+        copy_tile(to + TILE_BYTES, &m->x, at.k, 0, full, EVICT_LAST);
     }
 }
 
@@ -153,7 +173,7 @@ __device__ static int gather_parts(const job *j, int tile, float (&acc)[NT / 2],
         return 1;
     const int me = (int)blockIdx.x, tid = (int)threadIdx.x;
     const size_t part = (size_t)NT / 2 * CONSUMERS;
-    const int mine = 2 * me + (share_begin(j, me) < tile * j->blocks_k);
+    const int mine = 2 * me + (me == first && share_begin(j, me) < tile * j->blocks_k);
 #pragma unroll
     for (int i = 0; i < NT / 2; i++)
         __stcg(&j->parts[mine * part + (size_t)i * CONSUMERS + tid], acc[i]);
@@ -173,11 +193,21 @@ __device__ static int gather_parts(const job *j, int tile, float (&acc)[NT / 2],
 #pragma unroll
     for (int i = 0; i < NT / 2; i++)
         acc[i] = 0;
-    for (int b = first; b <= last; b++) {
-        const int slot = 2 * b + (share_begin(j, b) < tile * j->blocks_k);
+    constexpr int TOGETHER = NT <= 16 ? 4 : NT <= 32 ? 2 : 1; /* parts in flight at once: one trip to the L2 for several */
+    for (int b = first; b <= last; b += TOGETHER) {
+        float v[TOGETHER][NT / 2];
 #pragma unroll
-        for (int i = 0; i < NT / 2; i++)
-            acc[i] += __ldcg(&j->parts[slot * part + (size_t)i * CONSUMERS + tid]);
+        for (int k = 0; k < TOGETHER; k++) {
+            const float *from = &j->parts[(2 * (b + k) + (share_begin(j, b + k) < tile * j->blocks_k)) * part + tid];
+#pragma unroll
+            for (int i = 0; i < NT / 2; i++)
+                v[k][i] = b + k <= last ? __ldcg(from + (size_t)i * CONSUMERS) : 0;
+        }
+#pragma unroll
+        for (int k = 0; k < TOGETHER; k++)
+#pragma unroll
+            for (int i = 0; i < NT / 2; i++)
+                acc[i] += v[k][i];
     }
     return 1;
 }
@@ -245,6 +275,8 @@ __global__ static void __launch_bounds__(THREADS, NT <= 64 ? 2 : 1)
     __syncthreads();
     ds_pdl_next();
     if (threadIdx.x >= CONSUMERS) {
+        if (threadIdx.x == CONSUMERS + 1)
+            prefetch_map(&m.x);
         if (threadIdx.x == CONSUMERS)
             produce<NT, STAGES>(&r, &j, &m, begin, end);
         return;
@@ -266,10 +298,14 @@ static ds_code launch(ds_cuda *c, job *j, maps *m)
     const size_t smem = (size_t)STAGES * ring<NT, STAGES>::STAGE_BYTES + 1024;
     const long long units = (long long)j->tiles * j->blocks_k;
     int grid = c->sms;
+    if ((units + 1) * grid > UINT32_MAX)
+        return DS_EINVAL;
     if (units < (long long)grid * MIN_UNITS)
         grid = (int)((units + MIN_UNITS - 1) / MIN_UNITS);
     DS_TRY(ds_cuda_room(c, &c->parts, sizeof(float) * 2 * (size_t)c->sms * NT / 2 * CONSUMERS));
     DS_TRY(ds_cuda_room(c, &c->tickets, sizeof(unsigned) * (size_t)j->tiles));
+    j->quot = (int)(units / grid);
+    j->rest = (int)(units % grid);
     j->parts = (float *)c->parts.p;
     j->ticket = (unsigned *)c->tickets.p;
     DS_TRY(ds_cuda_code(c, cudaFuncSetAttribute(linear_kernel<NT, STAGES>, cudaFuncAttributeMaxDynamicSharedMemorySize,
