@@ -19,11 +19,11 @@ struct ds_speculate {
     ds_profile_curve curve;
     ds_guard guard[DS_SCHED_KINDS]; /* what pays depends on how lengths are chosen */
     ds_live live;
-    float expect[DS_MAX_BLOCK]; /* survival of drafts 1..k over all requests: of those without a history */
-    int since_probe;
-    double pass_s, next_pass_s; /* of the draft pass whose block this step, and the next one, verifies */
-    int decoding, load;         /* requests of the scheduled step that decode; of the last one with any */
-    double ctx;                 /* tokens each of them has behind it, on average */
+    float expect[DS_MAX_BLOCK];   /* survival of drafts 1..k over all requests: of those without a history */
+    int since_probe, probe_every; /* steps */
+    double pass_s, next_pass_s;   /* of the draft pass whose block this step, and the next one, verifies */
+    int decoding, load;           /* requests of the scheduled step that decode; of the last one with any */
+    double ctx;                   /* tokens each of them has behind it, on average */
     ds_spec_stats stats;
     /* scratch */
     ds_spec_req *req;                   /* [max_seqs] */
@@ -74,6 +74,7 @@ ds_code ds_speculate_create(const ds_speculate_conf *conf, const ds_drafter *d, 
     s->seat = s->start + n;
     for (int k = 0; k < d->block; k++)
         s->expect[k] = 1.0f; /* optimistic until measured */
+    s->probe_every = DS_PROBE_STEPS;
     ds_live_init(&s->live, d->block, conf->T);
     return DS_OK;
 }
@@ -325,9 +326,13 @@ static int choose_drafts(ds_speculate *s, int R, int decoding)
     int allowed = !weighs_costs(s) || ds_guard_allows(&s->guard[s->conf.kind], decoding);
     if (!weighs_costs(s))
         c.cost = NULL;
-    int want = ds_spec_worth(&c, s->len), probe = want == 0 && ++s->since_probe >= DS_PROBE_STEPS;
+    int want = ds_spec_worth(&c, s->len), probe = want == 0 && ++s->since_probe >= s->probe_every;
     if (want || probe)
         s->since_probe = 0;
+    if (want || decoding > 2 * s->load || 2 * decoding < s->load)
+        s->probe_every = DS_PROBE_STEPS;
+    else if (probe && s->probe_every < DS_PROBE_MAX_STEPS)
+        s->probe_every *= 2; /* the longer it has not paid, the less is spent on asking */
     want = 0;
     for (int i = 0; i < R; i++) {
         ds_seq *q = s->who[i];
