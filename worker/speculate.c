@@ -10,6 +10,8 @@
 #include <string.h>
 
 static const double EXPECT_RATE = 0.05; /* of one round in what is expected of the next */
+static const float FIRST_GUESS =
+    0.8f; /* acceptance at each position before any round (paper, fig. 2: .64 to .9) */
 
 struct ds_speculate {
     ds_speculate_conf conf;
@@ -73,7 +75,7 @@ ds_code ds_speculate_create(const ds_speculate_conf *conf, const ds_drafter *d, 
     s->start = s->anchor + n;
     s->seat = s->start + n;
     for (int k = 0; k < d->block; k++)
-        s->expect[k] = 1.0f; /* optimistic until measured */
+        s->expect[k] = FIRST_GUESS * (k ? s->expect[k - 1] : 1.0f);
     s->probe_every = DS_PROBE_STEPS;
     ds_live_init(&s->live, d->block, conf->T);
     return DS_OK;
