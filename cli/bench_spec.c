@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { PAGE_TOKENS = 16, PROMPT_ROWS = 512, MAX_CONCURRENCY = 256 };
@@ -259,6 +260,8 @@ static void close_all(run *r)
     for (int i = 0; i < cells; i++) {
         ds_dist_fini(&r->b.cell[i].total);
         ds_dist_fini(&r->b.cell[i].user);
+        ds_dist_fini(&r->b.cell[i].cpu);
+        ds_dist_fini(&r->b.cell[i].ratio_cpu);
         ds_dist_fini(&r->b.cell[i].ratio_total);
         ds_dist_fini(&r->b.cell[i].ratio_user);
     }
@@ -334,6 +337,13 @@ static double user_speed(const run *r, int n)
     return median;
 }
 
+static double cpu_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
 static ds_code run_cell(run *r, int d, int c, int m, int round, ds_err *err)
 {
     ds_spec_cell *cell = ds_spec_bench_cell(&r->b, d, c, m), *off = ds_spec_bench_cell(&r->b, d, c, 0);
@@ -347,6 +357,7 @@ static ds_code run_cell(run *r, int d, int c, int m, int round, ds_err *err)
     memset(r->users, 0, (size_t)n * sizeof *r->users);
     r->finished = 0;
     r->hash = 0;
+    double cpu = cpu_seconds();
     uint64_t began = ds_now_ns();
     while (r->finished < n) {
         if (*r->stop)
@@ -356,6 +367,7 @@ static ds_code run_cell(run *r, int d, int c, int m, int round, ds_err *err)
         DS_TRY(ds_engine_step(e, &work, err));
     }
     double seconds = (double)(ds_now_ns() - began) * 1e-9, total = 0;
+    cpu = cpu_seconds() - cpu;
     ds_engine_get_stats(e, &after);
     if (r->failed.code)
         return *err = r->failed, r->failed.code;
@@ -364,6 +376,7 @@ static ds_code run_cell(run *r, int d, int c, int m, int round, ds_err *err)
     add_stats(cell, &before, &after);
     total = (double)(after.output_tokens - before.output_tokens) / seconds;
     DS_TRY(ds_dist_add(&cell->total, total));
+    DS_TRY(ds_dist_add(&cell->cpu, cpu / (double)(after.output_tokens - before.output_tokens)));
     DS_TRY(ds_dist_add(&cell->user, user_speed(r, n)));
     if (!cell->hash)
         cell->hash = r->hash;
@@ -372,12 +385,14 @@ static ds_code run_cell(run *r, int d, int c, int m, int round, ds_err *err)
 }
 
 /* Ratios to `off` of the same round: the newest value of each. */
-static ds_code compare(ds_spec_bench *b, int d, int c, const double *total, const double *one)
+static ds_code compare(ds_spec_bench *b, int d, int c, const double *total, const double *one,
+                       const double *cpu)
 {
     for (int m = 0; m < b->n_modes; m++) {
         ds_spec_cell *cell = ds_spec_bench_cell(b, d, c, m);
         DS_TRY(ds_dist_add(&cell->ratio_total, total[m] / total[0]));
         DS_TRY(ds_dist_add(&cell->ratio_user, one[m] / one[0]));
+        DS_TRY(ds_dist_add(&cell->ratio_cpu, cpu[m] / cpu[0]));
     }
     return DS_OK;
 }
@@ -391,18 +406,19 @@ static ds_code measure(run *r, ds_err *err)
     for (int round = 0; round < b->rounds; round++)
         for (int i = 0; i < cells; i++) {
             int d = i / b->concurrency.n, c = i % b->concurrency.n;
-            double total[DS_SPEC_MAX_MODES], one[DS_SPEC_MAX_MODES];
+            double total[DS_SPEC_MAX_MODES], one[DS_SPEC_MAX_MODES], cpu[DS_SPEC_MAX_MODES];
             if (shown)
                 ds_bench_draw_bar("spec", (double)(round * cells + i) / (b->rounds * cells), b->domain[d]);
             for (int k = 0; k < b->n_modes; k++) {
                 int m = round % 2 ? b->n_modes - 1 - k : k;
                 ds_spec_cell *cell = ds_spec_bench_cell(b, d, c, m);
-                double t = cell->total.sum, u = cell->user.sum;
+                double t = cell->total.sum, u = cell->user.sum, p = cell->cpu.sum;
                 DS_TRY(run_cell(r, d, c, m, round, err));
                 total[m] = cell->total.sum - t;
                 one[m] = cell->user.sum - u;
+                cpu[m] = cell->cpu.sum - p;
             }
-            if (compare(b, d, c, total, one))
+            if (compare(b, d, c, total, one, cpu))
                 return ds_err_set(err, DS_ENOMEM, "no memory for the results");
         }
     if (shown)

@@ -22,7 +22,9 @@ typedef struct ds_spec_cell {
     ds_dist total, user; /* tokens a second of all requests, and of the median request after its first; one
                             value a round */
     ds_dist ratio_total, ratio_user; /* to `off` of the same round */
-    ds_spec_stats stats;             /* sums */
+    ds_dist cpu,
+        ratio_cpu;       /* processor seconds a token, all threads: steadier than time on a shared machine */
+    ds_spec_stats stats; /* sums */
     uint64_t tokens, steps, busy_ns,
         hash; /* hash: of all tokens; equal in all modes or speculation is wrong */
     int differs;

@@ -37,16 +37,17 @@ void ds_spec_bench_table(const ds_spec_bench *b, FILE *out)
         fprintf(out,
                 "SYNTHETIC acceptance: drafts stood by given odds; speeds only, the text is worthless\n");
     for (int d = 0; d < b->n_domains; d++) {
-        fprintf(out, "\n%s\n%6s %10s %10s %8s %8s %8s %8s %8s %8s %8s  %s\n", b->domain[d], "conc", "mode",
-                "tok/s", "spread", "x off", "user/s", "x off", "tau", "rows", "skips",
+        fprintf(out, "\n%s\n%6s %10s %10s %8s %8s %8s %8s %8s %8s %8s %8s  %s\n", b->domain[d], "conc",
+                "mode", "tok/s", "spread", "x off", "user/s", "x off", "cpu x", "tau", "rows", "skips",
                 "conditional acceptance by position");
         for (int c = 0; c < b->concurrency.n; c++)
             for (int m = 0; m < b->n_modes; m++) {
                 ds_spec_cell *cell = ds_spec_bench_cell(b, d, c, m);
-                fprintf(out, "%6.0f %10s %10.1f %7.1f%% %8.2f %8.1f %8.2f ", b->concurrency.v[c],
+                fprintf(out, "%6.0f %10s %10.1f %7.1f%% %8.2f %8.1f %8.2f %8.2f ", b->concurrency.v[c],
                         b->mode[m].name, median(&cell->total),
                         100 * (cell->total.max - cell->total.min) / median(&cell->total),
-                        median(&cell->ratio_total), median(&cell->user), median(&cell->ratio_user));
+                        median(&cell->ratio_total), median(&cell->user), median(&cell->ratio_user),
+                        median(&cell->ratio_cpu));
                 put_number(out, "%8.2f", accepted_length(&cell->stats));
                 put_number(out, " %8.2f", ds_spec_rows_per_request(cell));
                 fprintf(out, " %7.0f%% ",
@@ -80,13 +81,14 @@ static json_t *cell_json(const ds_spec_bench *b, int c, int m, ds_spec_cell *cel
                                         "reached", (json_int_t)s->reached_at[k], "accepted",
                                         (json_int_t)s->accepted_at[k], "conditional_acceptance",
                                         real((double)s->accepted_at[k] / (double)s->reached_at[k])));
-    json_t *o = json_pack("{s:i, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "concurrency",
-                          (int)b->concurrency.v[c], "mode", b->mode[m].name, "tokens_per_s",
-                          dist_json(&cell->total), "tokens_per_s_per_user", dist_json(&cell->user),
-                          "total_over_off", dist_json(&cell->ratio_total), "user_over_off",
-                          dist_json(&cell->ratio_user), "accepted_length", real(accepted_length(s)),
-                          "rows_per_request", real(ds_spec_rows_per_request(cell)), "positions", positions,
-                          "same_tokens_as_off", !b->exact ? json_null() : json_boolean(!cell->differs));
+    json_t *o = json_pack(
+        "{s:i, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "concurrency",
+        (int)b->concurrency.v[c], "mode", b->mode[m].name, "tokens_per_s", dist_json(&cell->total),
+        "tokens_per_s_per_user", dist_json(&cell->user), "total_over_off", dist_json(&cell->ratio_total),
+        "user_over_off", dist_json(&cell->ratio_user), "cpu_s_per_token", dist_json(&cell->cpu),
+        "cpu_over_off", dist_json(&cell->ratio_cpu), "accepted_length", real(accepted_length(s)),
+        "rows_per_request", real(ds_spec_rows_per_request(cell)), "positions", positions,
+        "same_tokens_as_off", !b->exact ? json_null() : json_boolean(!cell->differs));
     json_t *counts = json_pack(
         "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}", "tokens", (json_int_t)cell->tokens,
         "steps", (json_int_t)cell->steps, "rounds", (json_int_t)s->rounds, "drafted", (json_int_t)s->drafted,

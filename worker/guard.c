@@ -64,9 +64,9 @@ void ds_guard_tell(ds_guard *g, int R, int drafted, int tokens, double measured_
     if (R < 1 || !(measured_s > 0) || !(plain_s > 0))
         return;
     double predicted = plain_s * tokens / R; /* so many plain steps give as many tokens */
-    if (drafted) {
+    if (drafted && b->plain.n) {             /* before the first plain step nothing is known */
         g->measured_s += measured_s;
-        g->plain_s += predicted * (b->plain.n ? b->plain.measured / b->plain.predicted : 1);
+        g->plain_s += predicted * b->plain.measured / b->plain.predicted;
     }
     if (tokens > 0)
         add(drafted ? &b->drafted : &b->plain, measured_s, predicted);

@@ -88,12 +88,13 @@ static ds_code seconds_of(bench *b, pass_fn *pass, int n, int start, double *ret
     return DS_OK;
 }
 
-/* Sizes 1, 2, 4 ... max, as far as the time goes, but at least two. Noise must not make more look cheaper. */
+/* Sizes 1, 4, 16 ... max, as far as the time goes, but at least two. Noise must not make more look cheaper.
+ */
 static ds_code sweep(bench *b, pass_fn *pass, int max, int start, int *at, double *seconds, int *ret_n,
                      ds_err *err)
 {
     int n = 0;
-    for (int size = 1; n < DS_PROFILE_POINTS && (n < 2 || !late(b)); size = size * 2 < max ? size * 2 : max) {
+    for (int size = 1; n < DS_PROFILE_POINTS && (n < 2 || !late(b)); size = size * 4 < max ? size * 4 : max) {
         DS_TRY(seconds_of(b, pass, size, start, &seconds[n], err));
         at[n] = size;
         if (n && seconds[n] < seconds[n - 1])

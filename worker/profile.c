@@ -61,13 +61,29 @@ static void pull(double *v, const int *at, int n, double x, double by)
         v[lo + 1] *= 1 + by * share;
 }
 
+/* A size well beyond the table is a new point of it: what was extrapolated is known from now on. */
+static int is_new(const int *at, int n, int x)
+{
+    return n < DS_PROFILE_POINTS && x >= at[n - 1] + (at[n - 1] + 1) / 2 && x > at[n - 1];
+}
+
 void ds_profile_tell_verify(ds_profile *p, int rows, double ctx, double seconds)
 {
     ds_profile_curve c;
     if (!p->n_rows || rows < 1 || !(seconds > 0) || !isfinite(seconds))
         return;
     ds_profile_at(p, ctx, &c);
-    double by = step_of(seconds, ds_profile_verify(&c, rows));
+    double predicted = ds_profile_verify(&c, rows);
+    if (is_new(p->rows, p->n_rows, rows)) {
+        for (int k = 0; k < p->n_ctx; k++) {
+            ds_profile_at(p, p->ctx[k], &c);
+            p->verify[k][p->n_rows] = ds_profile_verify(&c, rows) * seconds / predicted;
+        }
+        p->rows[p->n_rows++] = rows;
+        p->refined++;
+        return;
+    }
+    double by = step_of(seconds, predicted);
     for (int k = 0; k < p->n_ctx; k++) /* a factor of the machine holds for every context */
         pull(p->verify[k], p->rows, p->n_rows, rows, by);
     p->refined++;
@@ -75,7 +91,12 @@ void ds_profile_tell_verify(ds_profile *p, int rows, double ctx, double seconds)
 
 void ds_profile_tell_draft(ds_profile *p, int reqs, double seconds)
 {
-    if (p->n_reqs && reqs > 0 && seconds > 0 && isfinite(seconds))
+    if (!p->n_reqs || reqs < 1 || !(seconds > 0) || !isfinite(seconds))
+        return;
+    if (is_new(p->reqs, p->n_reqs, reqs)) {
+        p->draft[p->n_reqs] = seconds;
+        p->reqs[p->n_reqs++] = reqs;
+    } else
         pull(p->draft, p->reqs, p->n_reqs, reqs, step_of(seconds, ds_profile_draft(p, reqs)));
 }
 

@@ -37,7 +37,8 @@ void ds_profile_at(const ds_profile *p, double ctx, ds_profile_curve *ret);
 double ds_profile_verify(const ds_profile_curve *c, int rows);
 double ds_profile_draft(const ds_profile *p, int reqs);
 /* ds_profile_tell_verify, _draft, _host: a measured pass moves the points beside it a little (1/16 of the
- * deviation, which counts as at most a factor of two): a slow spell fades, a wrong table is mended. */
+ * deviation, which counts as at most a factor of two): a slow spell fades, a wrong table is mended. A size
+ * half again as large as the largest becomes a point. */
 void ds_profile_tell_verify(ds_profile *p, int rows, double ctx, double seconds);
 void ds_profile_tell_draft(ds_profile *p, int reqs, double seconds);
 void ds_profile_tell_host(ds_profile *p, double seconds);

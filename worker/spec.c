@@ -176,10 +176,12 @@ int ds_spec_choose(const ds_spec_choice *c, int *ret_len)
     return ds_spec_top_k(c->cand, n, c->R, K < c->room ? K : c->room, ret_len);
 }
 
+static const double MIN_GAIN = 1.03; /* a pass must promise that much more than plain decoding */
+
 int ds_spec_worth(const ds_spec_choice *c, int *ret_want)
 {
     int n = ds_spec_rank(c->req, c->R, c->cand, c->tmp), m = 0, best_k = 0, want = 0;
-    double tau = c->R + c->plain, best = c->cost ? tau / c->cost(c->ctx, c->R + c->plain, 0) : 0;
+    double tau = c->R + c->plain, best = c->cost ? MIN_GAIN * tau / c->cost(c->ctx, c->R + c->plain, 0) : 0;
     for (int k = 1; c->cost && k <= n; k++) {
         tau += (double)c->cand[k - 1].a;
         m += c->cand[k - 1].pos == 1;

@@ -81,7 +81,8 @@ typedef struct ds_spec_choice {
 int ds_spec_choose(const ds_spec_choice *c, int *ret_len);
 
 /* ds_spec_worth: before drafting: which requests' drafts are expected to pay for their part of the draft
- * pass? req: expected survivals, as the history says, and what may be offered. ret_want [R] 0 or 1 (`all`
+ * pass, and the pass for 3 % more than plain decoding? req: expected survivals, as the history says, and
+ * what may be offered. ret_want [R] 0 or 1 (`all`
  * requests always 1). Returns the number of requests that want drafts. */
 int ds_spec_worth(const ds_spec_choice *c, int *ret_want);
 

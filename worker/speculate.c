@@ -10,6 +10,8 @@
 #include <string.h>
 
 static const double EXPECT_RATE = 0.05; /* of one round in what is expected of the next */
+static const float FIRST_GUESS =
+    0.8f; /* acceptance at each position before any round (paper, fig. 2: .64 to .9) */
 
 struct ds_speculate {
     ds_speculate_conf conf;
@@ -19,11 +21,11 @@ struct ds_speculate {
     ds_profile_curve curve;
     ds_guard guard[DS_SCHED_KINDS]; /* what pays depends on how lengths are chosen */
     ds_live live;
-    float expect[DS_MAX_BLOCK]; /* survival of drafts 1..k over all requests: of those without a history */
-    int since_probe;
-    double pass_s, next_pass_s; /* of the draft pass whose block this step, and the next one, verifies */
-    int decoding;               /* requests of the scheduled step that decode */
-    double ctx;                 /* tokens each of them has behind it, on average */
+    float expect[DS_MAX_BLOCK];   /* survival of drafts 1..k over all requests: of those without a history */
+    int since_probe, probe_every; /* steps */
+    double pass_s, next_pass_s;   /* of the draft pass whose block this step, and the next one, verifies */
+    int decoding, load;           /* requests of the scheduled step that decode; of the last one with any */
+    double ctx;                   /* tokens each of them has behind it, on average */
     ds_spec_stats stats;
     /* scratch */
     ds_spec_req *req;                   /* [max_seqs] */
@@ -73,7 +75,8 @@ ds_code ds_speculate_create(const ds_speculate_conf *conf, const ds_drafter *d, 
     s->start = s->anchor + n;
     s->seat = s->start + n;
     for (int k = 0; k < d->block; k++)
-        s->expect[k] = 1.0f; /* optimistic until measured */
+        s->expect[k] = FIRST_GUESS * (k ? s->expect[k - 1] : 1.0f);
+    s->probe_every = DS_PROBE_STEPS;
     ds_live_init(&s->live, d->block, conf->T);
     return DS_OK;
 }
@@ -208,6 +211,7 @@ void ds_speculate_schedule(ds_speculate *s, const ds_sched *sched)
                                     .all = mode_of(s, q) == DS_SPEC_MAX};
     }
     s->decoding = decoding;
+    s->load = decoding ? decoding : s->load;
     s->ctx = decoding ? ctx / decoding : 0;
     s->pass_s = s->next_pass_s;
     s->next_pass_s = 0;
@@ -324,9 +328,13 @@ static int choose_drafts(ds_speculate *s, int R, int decoding)
     int allowed = !weighs_costs(s) || ds_guard_allows(&s->guard[s->conf.kind], decoding);
     if (!weighs_costs(s))
         c.cost = NULL;
-    int want = ds_spec_worth(&c, s->len), probe = want == 0 && ++s->since_probe >= DS_PROBE_STEPS;
+    int want = ds_spec_worth(&c, s->len), probe = want == 0 && ++s->since_probe >= s->probe_every;
     if (want || probe)
         s->since_probe = 0;
+    if (want || decoding > 2 * s->load || 2 * decoding < s->load)
+        s->probe_every = DS_PROBE_STEPS;
+    else if (probe && s->probe_every < DS_PROBE_MAX_STEPS)
+        s->probe_every *= 2; /* the longer it has not paid, the less is spent on asking */
     want = 0;
     for (int i = 0; i < R; i++) {
         ds_seq *q = s->who[i];
@@ -484,7 +492,7 @@ void ds_speculate_get_stats(const ds_speculate *s, ds_spec_stats *ret)
     *ret = s->stats;
     ret->measured_s = g->measured_s;
     ret->plain_s = g->plain_s;
-    ret->regret = s->decoding ? ds_guard_regret(g, s->decoding) : 0;
+    ret->regret = s->load ? ds_guard_regret(g, s->load) : 0;
     ret->guard_offs = g->turned_off;
     for (int b = 0; b < DS_GUARD_BANDS; b++)
         ret->bands_off += g->band[b].state != DS_GUARD_ON;

@@ -25,7 +25,7 @@ typedef struct ds_speculate_conf {
     ds_clock clock;
 } ds_speculate_conf;
 
-enum { DS_PROBE_STEPS = 64 };
+enum { DS_PROBE_STEPS = 64, DS_PROBE_MAX_STEPS = 1024 };
 
 /* ds_speculate_create: copies *d; allocates the draft's KV beside the target's pages. */
 ds_code ds_speculate_create(const ds_speculate_conf *conf, const ds_drafter *d, ds_speculate **ret,

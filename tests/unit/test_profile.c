@@ -65,7 +65,14 @@ DS_TEST(measured_steps_mend_a_wrong_table)
     CHECK(fabs(ds_profile_draft(&p, 3) / .010 - 1) < .01);
     CHECK(fabs(p.host / .0002 - 1) < .01);
     CHECK_EQ(p.refined, 800);
-    double before = at(&p, 30, 100);
+    double before = at(&p, 30, 100), far = at(&p, 200, 1100) / at(&p, 200, 100);
+    ds_profile_tell_verify(&p, 90, 100, .5); /* not far beyond the table */
+    CHECK_EQ(p.n_rows, 4);
+    ds_profile_tell_verify(&p, 200, 100, .5); /* what was extrapolated is known now */
+    ds_profile_tell_draft(&p, 20, .09);
+    CHECK(p.n_rows == 5 && p.n_reqs == 3 && close_to(at(&p, 200, 100), .5) &&
+          close_to(ds_profile_draft(&p, 20), .09));
+    CHECK(at(&p, 200, 1100) > .9 * far * .5);
     ds_profile_tell_verify(&p, 30, 100, 100.0); /* one wild step moves it by a sixteenth at most */
     CHECK(at(&p, 30, 100) < before * 1.07);
     ds_profile q = p;

@@ -239,6 +239,9 @@ DS_TEST(drafting_is_left_out_where_it_cannot_pay)
     int want[3];
     CHECK_EQ(ds_spec_worth(&c, want), 1); /* the pass is there for the first; a second seat costs .05 */
     CHECK(want[0] && !want[1] && !want[2]);
+    per_row = .55; /* what it gains is less than 3 % */
+    CHECK(5.4 / draft_costs(&per_row, 6, 1) > 3 / draft_costs(&per_row, 3, 0));
+    CHECK_EQ(ds_spec_worth(&c, want), 0);
     per_row = 1; /* rows cost what they bring */
     CHECK_EQ(ds_spec_worth(&c, want), 0);
     req[2].all = 1; /* who insists is drafted for */
