@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SEQS = 8, ROWS = 96, MAX_OUT = 240, MAX_V = TINY_V, MAX_CONTEXTS = CHAIN_CONTEXTS, BLOCK = 4 };
+enum { SEQS = 16, ROWS = 96, MAX_OUT = 240, MAX_V = TINY_V, MAX_CONTEXTS = CHAIN_CONTEXTS, BLOCK = 4 };
 
 /* Under a sanitizer the point is what the sanitizer sees. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -312,7 +312,7 @@ static double run_cell(const cell *c)
 
 /* Costs of a target pass, in ns of the pair's own clock: base, each row, rows paid for at once; and of a
  * draft pass. */
-#define CHEAP .base_ns = 60000, .row_ns = 2500, .stair = 8, .draft_ns = 5000
+#define CHEAP .base_ns = 60000, .row_ns = 1500, .stair = 8, .draft_ns = 5000
 static const setting HOW[] = {
     {.name = "fixed", .kind = DS_SCHED_FIXED, CHEAP},
     {.name = "fixed, 2", .kind = DS_SCHED_FIXED, .max_draft = 2, .once = 1, CHEAP},
@@ -537,7 +537,7 @@ static double run_real(real *r, ds_acceptance rule, float temperature, float top
             if (r->done[i]) {
                 r->done[i] = 0;
                 real_score(r, &r->live[i]);
-                if (r->t.n < tokens_of_a_cell() / 6) { /* 20 times the work a token */
+                if (r->t.n < tokens_of_a_cell() / 20) { /* 20 times the work a token */
                     real_submit(r, e, next / SEQS * SEQS + (uint64_t)i, temperature, top_p);
                     next += SEQS;
                 }
