@@ -337,7 +337,7 @@ static const setting HOW[] = {
     {.name = "mixed", .kind = DS_SCHED_EARLY_STOP, .mixed = 1, .once = 1, CHEAP},
     {.name = "global", .kind = DS_SCHED_GLOBAL, CHEAP}, /* the last: refused under `rejection` */
 };
-enum { N_HOW = sizeof HOW / sizeof *HOW, FIXED = 0, EARLY_STOP = 3, CELLS = 6 * N_HOW + 5 };
+enum { N_HOW = sizeof HOW / sizeof *HOW, FIXED = 0, EARLY_STOP = 3, CELLS = 3 * 6 + 3 + 3 + 3 * 5 + 3 + 3 + 2 };
 static const double LIMIT = 0.001 / CELLS;
 
 static void check_rule(ds_acceptance rule)
