@@ -21,7 +21,8 @@ typedef enum {
     CHAIN_GREEDY_ACCEPT, /* drafts are accepted half again as often as they may be */
     CHAIN_RESIDUAL_P,    /* a refused draft is replaced by a draw from p, not from what p has beyond q */
     CHAIN_Q_LIES,        /* the drafter reports another distribution than it drew from */
-    CHAIN_SHARED_NOISE   /* drafts share their noise with the residual draw */
+    CHAIN_SHARED_NOISE,  /* drafts share their noise with the residual draw */
+    CHAIN_CONF_SEES      /* a confidence has seen the draft it judges */
 } chain_fault;
 
 typedef struct chain_pair {
@@ -30,8 +31,9 @@ typedef struct chain_pair {
     int block, max_seqs;
     chain_fault fault;
     float target[CHAIN_CONTEXTS][CHAIN_V], draft[CHAIN_CONTEXTS][CHAIN_V], conf[CHAIN_CONTEXTS];
-    uint64_t now, base_ns, row_ns, draft_ns; /* a target pass costs base and so much a row */
-    int stair;                               /* rows are paid for in so many */
+    uint64_t now, base_ns, jump_ns, row_ns, draft_ns; /* a target pass costs base, jump beyond one row, and so
+                                                       * much a row */
+    int stair;                                        /* rows are paid for in so many */
     ds_kv_layer kv, ctx;
     float *logits, *draft_logits, *told;
     ds_sample_row *row;
@@ -105,7 +107,8 @@ static inline ds_code chain_forward(void *p, const ds_kv_pool *kv, ds_step_args 
     chain_pair *c = p;
     const ds_rows *r = &a->rows;
     (void)kv, (void)err;
-    c->now += c->base_ns + c->row_ns * (uint64_t)((r->T + c->stair - 1) / c->stair * c->stair);
+    c->now += c->base_ns + (r->T > 1 ? c->jump_ns : 0) +
+              c->row_ns * (uint64_t)((r->T + c->stair - 1) / c->stair * c->stair);
     for (int t = 0; t < r->T; t++)
         chain_put(c->kv.k, r, t);
     for (int k = 0; k < a->R; k++) {
@@ -162,6 +165,8 @@ static inline ds_code chain_propose(void *p, const ds_kv_pool *kv, const ds_draf
         DS_TRY(c->b->sample(c->b, &s));
         for (int i = 0; i < b->R; i++)
             b->token[i * c->block + k] = c->out[i].token;
+        for (int i = 0; i < b->R && c->fault == CHAIN_CONF_SEES; i++)
+            b->conf[i * c->block + k] = c->out[i].token % 2 ? 3.0f : -3.0f;
     }
     for (size_t i = 0; i < (size_t)c->block * n; i++)
         c->told[i] = c->draft_logits[i] * 0.6f;

@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SEQS = 8, ROWS = 96, MAX_OUT = 240, MAX_V = TINY_V, MAX_CONTEXTS = CHAIN_CONTEXTS, BLOCK = 4 };
+enum { SEQS = 16, ROWS = 96, MAX_OUT = 240, MAX_V = TINY_V, MAX_CONTEXTS = CHAIN_CONTEXTS, BLOCK = 4 };
 
 /* Under a sanitizer the point is what the sanitizer sees. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -153,11 +153,12 @@ typedef struct setting { /* how drafts are scheduled */
     ds_sched_kind kind;
     double threshold;
     int max_draft, seqs;
-    uint64_t base_ns, row_ns, draft_ns;
+    uint64_t base_ns, jump_ns, row_ns, draft_ns;
     int stair;
-    int mixed; /* requests of all modes side by side */
-    int skips; /* some steps leave the draft pass out */
-    int once;  /* a variant: at one temperature only */
+    float likeness; /* 0: 0.6 */
+    int mixed;      /* requests of all modes side by side */
+    int skips;      /* some steps leave the draft pass out */
+    int once;       /* a variant: at one temperature only */
 } setting;
 
 typedef struct cell {
@@ -166,7 +167,6 @@ typedef struct cell {
     float temperature, top_p, min_p, repetition, presence, frequency;
     int top_k;
     chain_fault fault;
-    float likeness;
     long tokens; /* 0: tokens_of_a_cell */
 } cell;
 
@@ -260,10 +260,11 @@ static double run_cell(const cell *c)
     r->t.contexts = CHAIN_CONTEXTS;
     r->want = c->tokens ? c->tokens : tokens_of_a_cell();
     CHECK_OK(ds_backend_open("cpu", 1, NULL, &b, &err), err);
-    chain_init(&r->pair, b, BLOCK, c->likeness, SEQS, ROWS, 5);
+    chain_init(&r->pair, b, BLOCK, c->how->likeness > 0 ? c->how->likeness : 0.6f, SEQS, ROWS, 5);
     r->pair.fault = c->fault;
     r->pair.base_ns = c->how->base_ns;
     r->pair.row_ns = c->how->row_ns;
+    r->pair.jump_ns = c->how->jump_ns;
     r->pair.stair = c->how->stair;
     r->pair.draft_ns = c->how->draft_ns;
     ds_engine_conf conf = {.max_seqs = seqs,
@@ -312,7 +313,7 @@ static double run_cell(const cell *c)
 
 /* Costs of a target pass, in ns of the pair's own clock: base, each row, rows paid for at once; and of a
  * draft pass. */
-#define CHEAP .base_ns = 60000, .row_ns = 2500, .stair = 8, .draft_ns = 5000
+#define CHEAP .base_ns = 60000, .row_ns = 1500, .stair = 8, .draft_ns = 5000
 static const setting HOW[] = {
     {.name = "fixed", .kind = DS_SCHED_FIXED, CHEAP},
     {.name = "fixed, 2", .kind = DS_SCHED_FIXED, .max_draft = 2, .once = 1, CHEAP},
@@ -328,22 +329,30 @@ static const setting HOW[] = {
     {.name = "stale", .kind = DS_SCHED_STALE, CHEAP},
     {.name = "stale, alone",
      .kind = DS_SCHED_STALE,
-     .base_ns = 20000,
-     .row_ns = 20000,
+     .base_ns = 95000,
+     .jump_ns = 100000, /* as in the paper's appendix: whether anything pays hangs on the second draft */
+     .row_ns = 5000,
      .stair = 1,
      .draft_ns = 100,
+     .likeness = 0.85f,
      .seqs = 1,
      .once = 1},
     {.name = "mixed", .kind = DS_SCHED_EARLY_STOP, .mixed = 1, .once = 1, CHEAP},
     {.name = "global", .kind = DS_SCHED_GLOBAL, CHEAP}, /* the last: refused under `rejection` */
 };
-enum { N_HOW = sizeof HOW / sizeof *HOW, FIXED = 0, EARLY_STOP = 3, CELLS = 6 * N_HOW + 5 };
+enum {
+    N_HOW = sizeof HOW / sizeof *HOW,
+    FIXED = 0,
+    THRESHOLD = 2,
+    EARLY_STOP = 3,
+    CELLS = 3 * 6 + 3 + 3 + 3 * 5 + 3 + 3 + 2
+};
 static const double LIMIT = 0.001 / CELLS;
 
 static void check_rule(ds_acceptance rule)
 {
     static const float temperature[] = {0.3f, 1.0f, 1.5f};
-    cell c = {.rule = rule, .top_p = 0.9f, .repetition = 1, .likeness = 0.6f};
+    cell c = {.rule = rule, .top_p = 0.9f, .repetition = 1};
     for (int h = 0; h < N_HOW - (rule == DS_ACCEPT_REJECTION); h++)
         for (int t = HOW[h].once; t < (HOW[h].once ? 2 : 3); t++) {
             c.how = &HOW[h];
@@ -378,18 +387,24 @@ DS_TEST(rejection_draws_from_the_target)
 
 DS_TEST(planted_faults_are_caught)
 {
-    static const chain_fault planted[] = {CHAIN_GREEDY_ACCEPT, CHAIN_RESIDUAL_P, CHAIN_Q_LIES,
-                                          CHAIN_SHARED_NOISE};
+    static const struct {
+        chain_fault fault;
+        int how;
+        long tokens; /* enough to see it */
+    } planted[] = {{CHAIN_GREEDY_ACCEPT, FIXED, 20000},
+                   {CHAIN_RESIDUAL_P, FIXED, 20000},
+                   {CHAIN_Q_LIES, FIXED, 20000},
+                   {CHAIN_SHARED_NOISE, FIXED, 200000},
+                   {CHAIN_CONF_SEES, THRESHOLD, 20000}};
     for (size_t i = 0; i < sizeof planted / sizeof *planted; i++) {
-        cell c = {.how = &HOW[FIXED],
+        cell c = {.how = &HOW[planted[i].how],
                   .rule = DS_ACCEPT_REJECTION,
                   .temperature = 1,
                   .top_p = 1,
                   .repetition = 1,
-                  .likeness = 0.6f,
-                  .fault = planted[i],
-                  .tokens = planted[i] == CHAIN_SHARED_NOISE ? 200000 : 20000};
-        CHECK_MSG(run_cell(&c) < LIMIT, "fault %d is not seen", (int)planted[i]);
+                  .fault = planted[i].fault,
+                  .tokens = planted[i].tokens};
+        CHECK_MSG(run_cell(&c) < LIMIT, "fault %d is not seen", (int)planted[i].fault);
     }
 }
 
@@ -537,7 +552,7 @@ static double run_real(real *r, ds_acceptance rule, float temperature, float top
             if (r->done[i]) {
                 r->done[i] = 0;
                 real_score(r, &r->live[i]);
-                if (r->t.n < tokens_of_a_cell() / 6) { /* 20 times the work a token */
+                if (r->t.n < tokens_of_a_cell() / 20) { /* 20 times the work a token */
                     real_submit(r, e, next / SEQS * SEQS + (uint64_t)i, temperature, top_p);
                     next += SEQS;
                 }
