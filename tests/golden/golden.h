@@ -3,6 +3,7 @@
 #ifndef DS_TESTS_GOLDEN_H
 #define DS_TESTS_GOLDEN_H
 
+#include "tests/golden/exact.h"
 #include "tests/lib/test.h"
 #include "worker/model/model.h"
 
@@ -29,7 +30,7 @@ typedef struct golden {
     int n_taps;
 } golden;
 
-static const char *g_isa; /* NULL: the best of this machine */
+static const char *g_isa; /* NULL: the best of this machine with f32 activations; "": the best */
 
 static inline double g_number(const json_t *list, size_t i)
 {
@@ -55,7 +56,7 @@ static inline void g_open(golden *g, const char *name, const ds_model_opts *more
     opts.max_rows = G_ROWS;
     opts.max_logit_rows = G_LOGIT_ROWS;
     g->n_taps = opts.n_taps;
-    CHECK_OK(ds_backend_open("cpu", 2, g_isa, &g->b, &err), err);
+    CHECK_OK(ds_backend_open("cpu", 2, g_isa ? g_isa : g_exact_isa(), &g->b, &err), err);
     CHECK_OK(ds_model_open(g->dir, &opts, g->b, &g->m, &err), err);
     g->info = ds_model_get_info(g->m);
     g->stride = (g->info->max_positions + G_PAGE - 1) / G_PAGE;

@@ -6,6 +6,7 @@
  * error measured over all pairs. With bf16 KV keys and values are rounded, a subset of what DeepSpec's own
  * bf16 run rounds: the error must stay below that run's, stored as bf16_err. Rollouts hang on no decision
  * closer than `margin`, so tokens and accepted lengths must be equal. */
+#include "tests/golden/exact.h"
 #include "tests/lib/test.h"
 #include "worker/engine.h"
 #include "worker/model/safetensors.h"
@@ -97,7 +98,7 @@ static void pair_open(pair *p, const char *folder, const char *draft, const char
                           .kv_dtype = kv,
                           .taps = p->info.taps,
                           .n_taps = p->info.n_taps};
-    CHECK_OK(ds_backend_open("cpu", 1, NULL, &p->b, &err), err);
+    CHECK_OK(ds_backend_open("cpu", 1, g_exact_isa(), &p->b, &err), err);
     CHECK_OK(ds_model_open(target, &opts, p->b, &p->model, &err), err);
     CHECK_OK(ds_draft_open(dir, p->model, ROWS, 4, p->b, &p->draft, &err), err);
     CHECK_OK(ds_model_kv_alloc(p->model, PAGES, PAGE, &p->kv, &err), err);

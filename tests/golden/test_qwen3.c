@@ -132,17 +132,19 @@ DS_TEST(portable_level)
 DS_TEST(bf16_kv_is_closer_than_transformers_in_bf16)
 {
     static const char *const names[] = {"qwen3-bf16-tied", "qwen3-bf16-yarn-sharded", "qwen3-bf16-wide"};
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 6; i++) { /* also where the best level rounds activations to bf16 */
         golden g;
         double mean;
-        g_open(&g, names[i], NULL);
+        g_isa = i < 3 ? NULL : "";
+        g_open(&g, names[i % 3], NULL);
+        g_isa = NULL;
         CHECK_EQ(g.info->kv_dtype, DS_BF16);
         float *logits = g_prefill(&g, 1, g.n, 256);
         double worst = compare(&g, logits, &mean);
         const json_t *hf = json_object_get(g.json, "bf16_err");
         double hf_max = json_number_value(json_object_get(hf, "max"));
         double hf_mean = json_number_value(json_object_get(hf, "mean"));
-        printf("  %s: max %.4f mean %.4f; transformers bf16: max %.4f mean %.4f\n", names[i], worst, mean,
+        printf("  %s: max %.4f mean %.4f; transformers bf16: max %.4f mean %.4f\n", names[i % 3], worst, mean,
                hf_max, hf_mean);
         CHECK_MSG(worst < hf_max && mean < hf_mean / 2, "max %g, mean %g", worst, mean);
         free(logits);
@@ -233,9 +235,10 @@ DS_TEST(uploaded_weights_and_rows_give_the_same_bits)
 
 /* int8 weights: the figures of docs/models.md. KL of the whole next-token distribution from the stored
  * weights'. */
-DS_TEST(int8_error)
+static void check_int8(const char *isa, double kl_max, double kl_worst)
 {
     golden g, q;
+    g_isa = isa;
     ds_model_opts f32 = {.kv_dtype = "f32"}, int8 = {.kv_dtype = "f32", .weights = "int8"};
     g_open(&g, "qwen3-bf16-wide", &f32);
     g_open(&q, "qwen3-bf16-wide", &int8);
@@ -257,9 +260,18 @@ DS_TEST(int8_error)
     }
     printf("  KL mean %.2e max %.2e, |log-probability| difference mean %.4f, argmax equal %d of %d\n", kl,
            worst, lp, same, g.n);
-    CHECK(kl > 0 && kl < 2e-3 && worst < 2e-2);
+    CHECK(kl > 0 && kl < kl_max && worst < kl_worst);
     free(p);
     free(r);
     g_close(&g);
     g_close(&q);
+    g_isa = NULL;
+}
+
+/* avx512bf16 also rounds activations to 8 bits (weights and stored values to bf16): twice what was measured.
+ */
+DS_TEST(int8_error)
+{
+    check_int8(NULL, 2e-3, 2e-2);
+    check_int8("", 7.4e-3, 2.8e-2);
 }
