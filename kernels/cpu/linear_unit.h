@@ -33,8 +33,9 @@
 
 enum {
     UNIT = 2 * VW,
-    TILE_N = 12,
+    TILE_N = 8,
     TILE_T = 6,
+    FETCH_ROWS = 4,    /* weight rows prefetched ahead of a single pass */
     X_CHUNK = 16 << 10 /* bytes of packed activations that a tile keeps in the first cache */
 };
 
