@@ -73,6 +73,6 @@ const char *ds_err_name(ds_code code); /* "invalid", "limit", ...; never NULL */
         if (__builtin_expect(!(cond), 0))              \
             ds_assert_fail(#cond, __FILE__, __LINE__); \
     } while (0)
-_Noreturn void ds_assert_fail(const char *cond, const char *file, int line);
+__attribute__((noreturn)) void ds_assert_fail(const char *cond, const char *file, int line);
 
 #endif

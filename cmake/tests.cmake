@@ -72,3 +72,15 @@ foreach(file ${files})
     set_tests_properties(e2e.${x} PROPERTIES LABELS e2e TIMEOUT 900 SKIP_RETURN_CODE 77
         ENVIRONMENT "DSPARK_BIN=${CMAKE_BINARY_DIR}/bin;PYTHONDONTWRITEBYTECODE=1")
 endforeach()
+
+# tests/device/<x>.cu times the CUDA back end: built where nvcc is, run by tests/device/run.sh on a machine with a GPU.
+file(GLOB files CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/device/*.cu)
+foreach(file ${files})
+    if(DS_HAVE_CUDA)
+        get_filename_component(stem ${file} NAME_WE)
+        add_executable(${stem} ${file})
+        target_link_libraries(${stem} PRIVATE ${rooms})
+        set_target_properties(${stem} PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_ARCHITECTURES OFF)
+        target_compile_options(${stem} PRIVATE -Xcompiler=-Wall,-Wextra -gencode=arch=compute_90a,code=sm_90a)
+    endif()
+endforeach()

@@ -457,7 +457,7 @@ static void on_sweep(uv_timer_t *t)
     }
 }
 
-static ds_code parse_listen(const char *text, struct sockaddr_storage *ret, ds_err *err)
+ds_code ds_httpd_parse_listen(const char *text, struct sockaddr_storage *ret, ds_err *err)
 {
     char host[128];
     const char *colon = strrchr(text, ':');
@@ -498,7 +498,7 @@ static void handle_closed(uv_handle_t *handle)
 ds_code ds_httpd_open(uv_loop_t *loop, const ds_httpd_opts *opts, ds_httpd **ret, ds_err *err)
 {
     struct sockaddr_storage addr;
-    DS_TRY(parse_listen(opts->listen, &addr, err));
+    DS_TRY(ds_httpd_parse_listen(opts->listen, &addr, err));
     ds_httpd *h = calloc(1, sizeof *h);
     if (!h)
         return ds_err_set(err, DS_ENOMEM, "no memory for the HTTP listener");

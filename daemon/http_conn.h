@@ -26,6 +26,8 @@ typedef struct ds_httpd_opts {
     void *ctx;
 } ds_httpd_opts;
 
+/* ds_httpd_parse_listen: ADDR:PORT or [V6]:PORT; "localhost" is 127.0.0.1, no other name is looked up. */
+ds_code ds_httpd_parse_listen(const char *text, struct sockaddr_storage *ret, ds_err *err);
 /* ds_httpd_open: bind and listen. Errors: DS_EINVAL the address, DS_EIO bind. */
 ds_code ds_httpd_open(uv_loop_t *loop, const ds_httpd_opts *opts, ds_httpd **ret, ds_err *err);
 int ds_httpd_port(const ds_httpd *h);

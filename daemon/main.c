@@ -47,8 +47,9 @@ int main(int argc, char **argv)
         return EX_USAGE;
     }
     int code = 0;
+    struct sockaddr_storage addr;
     int check = action == DS_CONF_RUN || action == DS_CONF_CHECK;
-    if (check && ds_dconf_check(&d.conf, &err)) {
+    if (check && (ds_dconf_check(&d.conf, &err) || ds_httpd_parse_listen(d.conf.listen, &addr, &err))) {
         fprintf(stderr, "dsparkd: %s\n", err.msg);
         code = EX_USAGE;
     } else if (action != DS_CONF_RUN) {

@@ -81,11 +81,12 @@ static void process_closed(uv_handle_t *h)
     maybe_free(p->sup);
 }
 
-/* A worker that cannot use its configuration, model or memory will not be able to a second time. */
+/* A worker that cannot use its configuration, model, files or memory will not be able to a second time. */
 static int hopeless(const proc *p, int64_t status, int sig)
 {
     return !p->was_ready && !sig &&
-           (status == EX_USAGE || status == EX_DATAERR || status == EX_NOINPUT || status == EX_UNAVAILABLE);
+           (status == EX_USAGE || status == EX_DATAERR || status == EX_NOINPUT || status == EX_UNAVAILABLE ||
+            status == EX_IOERR);
 }
 
 static void on_exit_cb(uv_process_t *process, int64_t status, int sig)

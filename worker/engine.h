@@ -21,18 +21,47 @@ typedef struct ds_engine ds_engine;
  * token is drawn from the target's distribution, but which one depends on what was scheduled. */
 typedef enum { DS_ACCEPT_COUPLED, DS_ACCEPT_REJECTION } ds_acceptance;
 
+typedef struct ds_spec_stats {
+    uint64_t rounds, drafted, verified,
+        accepted;           /* rounds: steps of a request with at least one verified draft */
+    uint64_t passes, skips; /* draft passes; steps in which drafting was left out as a loss */
+    uint64_t request_skips; /* the same of single requests */
+    uint64_t verified_at[DS_MAX_BLOCK], accepted_at[DS_MAX_BLOCK];
+    uint64_t reached_at[DS_MAX_BLOCK]; /* verified, and all before it in the block accepted */
+    uint64_t draft_ns, sched_ns;       /* in draft passes; in deciding what to draft and to verify */
+    int budget;                        /* drafts that the last step verified */
+    double measured_s, plain_s;        /* of steps that drafted: their time, and what plain decoding of the
+                                        * same tokens would have taken */
+    double regret;                     /* share of its time that drafting loses now (guard.h) */
+    uint64_t guard_offs;               /* times the guard turned drafting off */
+    int bands_off;                     /* numbers of requests (powers of two) at which it is off now */
+    double ece, ece_at[DS_MAX_BLOCK], T[DS_MAX_BLOCK]; /* live calibration (live.h) */
+    int drift;
+    uint64_t refits, rollbacks;
+} ds_spec_stats;
+
+struct ds_profile;
+
 typedef struct ds_engine_conf {
-    int max_seqs;             /* sequences running at once (slots) */
-    int max_step_rows;        /* T budget of a step; prefill chunks take what decode leaves */
-    int max_logit_rows;       /* R budget of a step (the model's); >= max_seqs, 0: max_seqs. Prompt
-                               * log-probabilities are computed in chunks of it */
-    int max_queue;            /* requests beyond max_seqs; one more is refused with DS_ELIMIT */
-    int kv_pages;             /* pages of the pool */
-    int page_tokens;          /* 16 */
-    int prefix_cache;         /* 1: keep and share full pages by content */
-    ds_acceptance acceptance; /* with a draft */
-    ds_spec_mode spec;        /* with a draft: of requests that say AUTO */
-    int max_draft;            /* with a draft: verified drafts per request and step; 0: the block */
+    int max_seqs;                     /* sequences running at once (slots) */
+    int max_step_rows;                /* T budget of a step; prefill chunks take what decode leaves */
+    int max_logit_rows;               /* R budget of a step (the model's); >= max_seqs, 0: max_seqs. Prompt
+                                       * log-probabilities are computed in chunks of it */
+    int max_queue;                    /* requests beyond max_seqs; one more is refused with DS_ELIMIT */
+    int kv_pages;                     /* pages of the pool */
+    int page_tokens;                  /* 16 */
+    int prefix_cache;                 /* 1: keep and share full pages by content */
+    ds_acceptance acceptance;         /* with a draft */
+    ds_sched_kind schedule;           /* with a draft; GLOBAL is refused under REJECTION */
+    double threshold;                 /* of DS_SCHED_THRESHOLD, 0..1 */
+    const struct ds_profile *profile; /* known step costs, or NULL: measured at creation */
+    const double *synthetic; /* [block], or NULL. For measuring speed only, the text is worthless: draft k
+                              * stands with probability synthetic[k - 1], whatever the target says */
+    ds_spec_mode spec;       /* with a draft: of requests that say AUTO */
+    int max_draft;           /* with a draft: verified drafts per request and step; 0: the block */
+    int device_loop; /* 1: steps in which all only decode are rounds of the device loop (docs/loop.md).
+                      * Needs acceptance COUPLED; the KV pools get one page more */
+    void (*progress)(void *ctx, int done, int total); /* of its captured graphs, or NULL */
     const double *spec_temps; /* [block] calibration temperatures, or NULL; read at creation and in steps */
     ds_clock clock;
 } ds_engine_conf;
@@ -45,6 +74,7 @@ typedef struct ds_event {
     const ds_sample_out *token; /* PROMPT: positions first..first+n-1 of the prompt; TOKENS: n new tokens */
     int n_accepted;             /* TOKENS: the first n_accepted of them were drafted */
     int n_rejected;             /* TOKENS: drafts verified beside them that were not emitted */
+    const float *survival;      /* TOKENS: [n_accepted + n_rejected] of the verified drafts (spec.h) */
     int n, first;               /* first of TOKENS: index of token[0] in the output, resumed tokens counted */
     ds_finish finish;           /* DONE */
     int32_t stop_id; /* DONE with STOP: the id that ended it, else -1. It was emitted and counted as the last
@@ -64,7 +94,8 @@ typedef struct ds_engine_stats {
         output_tokens;
     uint64_t finished, cancelled, failed;
     uint64_t last_step_ns, busy_ns;
-    ds_spec_stats spec; /* zero without a draft */
+    uint64_t loop_rounds; /* of the device loop */
+    ds_spec_stats spec;   /* zero without a draft */
 } ds_engine_stats;
 
 /* ds_engine_create: borrows model and kv-owning backend; allocates everything a step needs. */
@@ -91,5 +122,9 @@ ds_code ds_engine_step(ds_engine *e, int *ret_work, ds_err *err);
 /* ds_engine_audit: recount pages, references and lists; DS_EBUG names what is wrong. For tests. */
 ds_code ds_engine_audit(const ds_engine *e, ds_err *err);
 void ds_engine_get_stats(const ds_engine *e, ds_engine_stats *ret);
+/* ds_engine_get_profile: step costs as refined so far. 0 without a draft. */
+int ds_engine_get_profile(const ds_engine *e, struct ds_profile *ret);
+/* ds_engine_set_schedule: from the next step on. DS_EINVAL (scheduler) when it is not legal here. */
+ds_code ds_engine_set_schedule(ds_engine *e, ds_sched_kind schedule, double threshold, ds_err *err);
 
 #endif

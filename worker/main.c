@@ -7,6 +7,7 @@
 #include "worker/exit.h"
 #include "worker/identity.h"
 #include "worker/plan.h"
+#include "worker/profile.h"
 #include "worker/serve.h"
 
 #include <errno.h>
@@ -22,10 +23,11 @@
 enum { PAGE_TOKENS = DS_MAX_PAGE_TOKENS };
 
 typedef struct options {
-    char *model, *draft, *speculation, *acceptance, *connect, *device, *name, *served_model_name, *weights,
-        *kv_dtype, *isa, *log_level, *log_format;
+    char *model, *draft, *speculation, *acceptance, *scheduler, *profile_dir, *connect, *device, *name,
+        *served_model_name, *weights, *kv_dtype, *isa, *log_level, *log_format;
     int64_t max_draft, threads, kv_pages, kv_bytes, max_seqs, max_step_rows, max_queue, max_model_len,
         heartbeat_ms, router_timeout_ms, parent_pid;
+    double draft_threshold;
     int prefix_cache;
 } options;
 
@@ -38,14 +40,20 @@ static const ds_conf_key g_keys[] = {
     {KEY(DS_CONF_ENUM, acceptance), "coupled", .choices = "coupled|rejection",
      .help = "coupled: a seed gives the same text, drafted or not; rejection: more drafts stand, a seed no "
              "longer repeats sampled text (both draw exactly from the model)"},
+    {KEY(DS_CONF_ENUM, scheduler), "auto", .choices = "auto|global|early-stop|stale|threshold|fixed",
+     .help = "how many drafts are verified: best for the whole step by current confidences (global), the "
+             "paper's Algorithm 1 (early-stop) or its production variant (stale), up to the first confidence "
+             "below draft_threshold, or all (fixed); auto: global, under acceptance rejection early-stop"},
+    {KEY(DS_CONF_FLOAT, draft_threshold), "0.5", 0, 1, .help = "of scheduler threshold"},
+    {KEY(DS_CONF_STR, profile_dir), NULL, .help = "folder of the step cost profile (default: the draft's)"},
     {KEY(DS_CONF_INT, max_draft), "0", 0, DS_MAX_BLOCK, .unit = "tokens",
      .help = "drafts verified at once for one request; 0: the draft's block"},
     {KEY(DS_CONF_STR, connect), NULL, .help = "router's endpoint for workers: ipc://PATH or tcp://HOST:PORT"},
     {KEY(DS_CONF_ENUM, device), "cpu", .choices = "cpu|cuda", .help = "what computes"},
     {KEY(DS_CONF_INT, threads), "0", 0, 1024,
      .help = "CPU threads; 0: one per core of the process's affinity"},
-    {KEY(DS_CONF_ENUM, isa), "auto", .choices = "auto|avx512bf16|avx512|avx2|portable",
-     .help = "instruction set of the CPU back end"},
+    {KEY(DS_CONF_ENUM, isa), "auto", .choices = "auto|avx512bf16|avx512|avx2|portable|invariant",
+     .help = "level of the back end; CPU: its instruction sets; CUDA: auto, invariant, portable"},
     {KEY(DS_CONF_STR, name), NULL, .help = "unique process name (default worker-PID)"},
     {KEY(DS_CONF_STR, served_model_name), NULL, .help = "model id in the API (default: the folder's name)"},
     {KEY(DS_CONF_ENUM, weights), "auto", .choices = "auto|int8",
@@ -99,6 +107,8 @@ typedef struct worker {
     ds_pb_caps caps;
     int signal_fd;
     char name[64], device[DS_MAX_NAME_BYTES + 1];
+    ds_profile_key profile_key; /* with a draft */
+    char profile_path[1024];
 } worker;
 
 static int exit_code(ds_code code)
@@ -203,9 +213,53 @@ static ds_code open_model(worker *w, ds_err *err)
     return DS_OK;
 }
 
+/* The file of step costs that fits this worker, or none: then they are measured. */
+static ds_code find_profile(worker *w, ds_profile *ret, int *ret_known, ds_err *err)
+{
+    const ds_model_info *info = ds_model_get_info(w->model);
+    ds_profile_key *k = &w->profile_key;
+    ds_identity draft;
+    ds_err why = {0};
+    DS_TRY(ds_identity_read(w->opt.draft, &draft, err));
+    *k = (ds_profile_key){
+        .model = w->id.hash, .draft = draft.hash, .block = w->dinfo.block, .max_seqs = (int)w->opt.max_seqs};
+    snprintf(k->device, sizeof k->device, "%s: %s", w->backend->name, w->backend->detail);
+    snprintf(k->weights, sizeof k->weights, "%s", ds_dtype_name(info->weight_dtype));
+    snprintf(k->kv_dtype, sizeof k->kv_dtype, "%s", ds_dtype_name(info->kv_dtype));
+    DS_TRY(ds_profile_path(w->opt.profile_dir ? w->opt.profile_dir : w->opt.draft, k, w->profile_path,
+                           sizeof w->profile_path, err));
+    ds_code code = ds_profile_load(w->profile_path, k, ret, &why);
+    *ret_known = code == DS_OK;
+    if (code != DS_OK && code != DS_ENOTFOUND)
+        ds_log(DS_LOG_INFO, "profile", "%s; measured anew", why.msg);
+    return DS_OK;
+}
+
+static void save_profile(worker *w)
+{
+    ds_profile p;
+    ds_err err = {0};
+    if (w->profile_path[0] && w->engine && ds_engine_get_profile(w->engine, &p) && p.n_rows &&
+        ds_profile_save(w->profile_path, &w->profile_key, &p, &err) != DS_OK)
+        ds_log(DS_LOG_INFO, "profile", "not kept, and measured again at the next start: %s", err.msg);
+}
+
+static ds_sched_kind schedule_of(const options *o)
+{
+    static const char *const NAMES[] = {"global", "early-stop", "stale", "threshold", "fixed"};
+    for (int i = 0; i < DS_SCHED_KINDS; i++)
+        if (strcmp(o->scheduler, NAMES[i]) == 0)
+            return (ds_sched_kind)i;
+    return o->acceptance[0] == 'r' ? DS_SCHED_EARLY_STOP : DS_SCHED_GLOBAL;
+}
+
 static ds_code open_engine(worker *w, ds_err *err)
 {
     const options *o = &w->opt;
+    ds_profile profile;
+    int known = 0;
+    if (w->draft)
+        DS_TRY(find_profile(w, &profile, &known, err));
     ds_engine_conf ec = {.max_seqs = (int)o->max_seqs,
                          .max_step_rows = w->mopts.max_rows,
                          .max_logit_rows = w->mopts.max_logit_rows,
@@ -217,12 +271,18 @@ static ds_code open_engine(worker *w, ds_err *err)
                                  : o->speculation[0] == 'm' ? DS_SPEC_MAX
                                                             : DS_SPEC_AUTO,
                          .acceptance = o->acceptance[0] == 'r' ? DS_ACCEPT_REJECTION : DS_ACCEPT_COUPLED,
+                         .schedule = schedule_of(o),
+                         .threshold = o->draft_threshold,
+                         .profile = known ? &profile : NULL,
                          .max_draft = (int)o->max_draft,
                          .spec_temps = w->draft ? ds_draft_get_info(w->draft)->T : NULL,
                          .clock = ds_clock_system()};
     DS_TRY(ds_serve_create(&w->serve, err));
-    return ds_engine_create_drafted(&ec, w->model, w->draft, w->backend, ds_serve_event, w->serve, &w->engine,
-                                    err);
+    DS_TRY(ds_engine_create_drafted(&ec, w->model, w->draft, w->backend, ds_serve_event, w->serve, &w->engine,
+                                    err));
+    if (!known)
+        save_profile(w);
+    return DS_OK;
 }
 
 static ds_code open_link(worker *w, ds_err *err)
@@ -277,6 +337,7 @@ static ds_code run(worker *w, ds_err *err)
 static void finish(worker *w)
 {
     ds_link_close(w->link);
+    save_profile(w);
     if (w->engine)
         ds_engine_destroy(w->engine);
     ds_serve_destroy(w->serve);

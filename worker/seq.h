@@ -34,7 +34,11 @@ typedef struct ds_seq {
     int n_draft, n_verify;
     int32_t draft[DS_MAX_BLOCK];
     float *draft_logits[DS_MAX_BLOCK]; /* under `rejection`: what draft k was drawn from */
+    float confidence[DS_MAX_BLOCK];    /* logits of the draft's confidence head */
     float survival[DS_MAX_BLOCK];      /* probability that drafts 1..k are all accepted */
+    float past[2][DS_MAX_BLOCK];       /* survival of the round before, and of the one before that */
+    float expect[DS_MAX_BLOCK];        /* survival that its history makes expect, once there were rounds */
+    int n_rounds, n_past, n_skipped;   /* blocks offered; rounds in past; steps without, in a row */
     int n_accepted, n_rejected;        /* verified drafts that were emitted, and the others, over its life */
 
     /* Kept by sched.c. */

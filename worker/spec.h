@@ -1,6 +1,6 @@
-/* spec.h - the policy of speculation: how many drafted tokens to verify, and which are accepted. Pure: no
+/* spec.h - the policy of speculation: how many drafted tokens to verify, and whom to draft for. Pure: no
  * device, socket or clock. Source: DSpark paper 3.2 and 5.2, Algorithm 1; notation a = survival, l =
- * scheduled drafts. */
+ * scheduled drafts (docs/speculation.md). */
 #ifndef DS_WORKER_SPEC_H
 #define DS_WORKER_SPEC_H
 
@@ -10,16 +10,21 @@
 
 enum { DS_MAX_BLOCK = 32 }; /* drafted tokens per request and round */
 
-typedef struct ds_spec_stats {
-    uint64_t rounds, drafted, verified,
-        accepted;           /* rounds: steps of a request with at least one verified draft */
-    uint64_t passes, skips; /* draft passes; steps in which drafting was left out as a loss */
-    uint64_t verified_at[DS_MAX_BLOCK], accepted_at[DS_MAX_BLOCK];
-    uint64_t reached_at[DS_MAX_BLOCK]; /* verified, and all before it in the block accepted */
-    uint64_t draft_ns;
-} ds_spec_stats;
+/* How lengths are chosen. Under the acceptance rule `rejection` a scheduler may not look at anything that
+ * depends on the draft it judges, or the text is biased (paper, appendix A): GLOBAL is refused there. */
+typedef enum {
+    DS_SCHED_GLOBAL,     /* best prefix of all ranked candidates, by current confidences */
+    DS_SCHED_EARLY_STOP, /* Algorithm 1: the first candidate that does not pay ends the search */
+    DS_SCHED_STALE, /* production variant: how many, by confidences two rounds old; which, by current ones */
+    DS_SCHED_THRESHOLD, /* each request alone: up to the first confidence below the threshold */
+    DS_SCHED_FIXED,     /* every draft on offer */
+    DS_SCHED_KINDS
+} ds_sched_kind;
 
-/* Step cost of B rows, made at start: seconds of the whole engine step (draft, verify, overhead). */
+/* Seconds of a step with that many target rows when `drafted` requests get new drafts for it. */
+typedef double (*ds_cost_fn)(void *ctx, int rows, int drafted);
+
+/* Step cost of B rows: seconds of the whole engine step. */
 typedef struct ds_cost_table {
     const int *rows;       /* [n] ascending, >= 1 */
     const double *seconds; /* [n] > 0, never falling */
@@ -32,7 +37,9 @@ double ds_cost_seconds(const ds_cost_table *t, int rows, int staircase);
 
 typedef struct ds_spec_req {
     const float *survival; /* [n] a_1..a_n, never rising, in [0, 1] */
-    int n; /* drafts on offer, caps (max_tokens, positions, client) applied, <= DS_MAX_BLOCK */
+    int n;              /* drafts on offer, caps (max_tokens, positions, client) applied, <= DS_MAX_BLOCK */
+    const float *stale; /* [n] STALE: a of two rounds ago, or what is expected of the request */
+    int all;            /* 1: its client wants every draft verified */
 } ds_spec_req;
 
 typedef struct ds_spec_cand { /* scratch of the ranking */
@@ -41,33 +48,41 @@ typedef struct ds_spec_cand { /* scratch of the ranking */
 } ds_spec_cand;
 
 /* ds_spec_rank: candidates (r, j) with a > 0 by a descending, position ascending, request ascending, so that
- * every prefix of the list is a prefix of each row. cand: room for the sum of n. Returns their number. */
-int ds_spec_rank(const ds_spec_req *req, int R, ds_spec_cand *cand);
+ * every prefix of the list is a prefix of each row. cand, tmp: room for the sum of n. Returns their number.
+ */
+int ds_spec_rank(const ds_spec_req *req, int R, ds_spec_cand *cand, ds_spec_cand *tmp);
 
-typedef double (*ds_sps_fn)(void *ctx, int rows); /* steps per second of a step with that many rows */
-
-/* ds_spec_early_stop: Algorithm 1. base_rows are rows of the step besides the R anchors (prefill). Legal
+/* ds_spec_early_stop: Algorithm 1. plain: rows of requests without drafts, which emit one token each. Legal
  * under both acceptance rules: whether (r, j) is admitted depends on a_(r,<=j) and other requests only.
- * ret_len [R]. Returns the number of admitted drafts; *ret_theta the expected tokens per second. */
-int ds_spec_early_stop(const ds_spec_cand *cand, int n_cand, int R, int base_rows, ds_sps_fn sps, void *ctx,
-                       int *ret_len, double *ret_theta);
+ * Returns the number K of admitted drafts; *ret_theta the expected tokens per second. */
+int ds_spec_early_stop(const ds_spec_cand *cand, int n_cand, int R, int plain, ds_cost_fn cost, void *ctx,
+                       double *ret_theta);
 /* ds_spec_best_budget: unconstrained argmax over all prefixes of the ranked list (first maximum). Under
- * `rejection` it may only be fed stale confidences (two steps old), under `coupled` any. Returns the budget
- * K. */
-int ds_spec_best_budget(const ds_spec_cand *cand, int n_cand, int R, int base_rows, ds_sps_fn sps, void *ctx,
+ * `rejection` it may only be fed stale confidences, under `coupled` any. Returns the budget K. */
+int ds_spec_best_budget(const ds_spec_cand *cand, int n_cand, int R, int plain, ds_cost_fn cost, void *ctx,
                         double *ret_theta);
 /* ds_spec_top_k: the K best candidates become lengths. ret_len [R]. Returns the number admitted, min(K,
  * n_cand). */
 int ds_spec_top_k(const ds_spec_cand *cand, int n_cand, int R, int K, int *ret_len);
 
-/* ds_spec_reject: the maximal-coupling rule over one block. p [l+1, V] target and q [l, V] draft
- * probabilities (each row sums to 1), x [l] drafted ids. accept_u [l] and final_u are uniforms in (0,1),
- * independent of the draft's noise. Returns n accepted, *ret_token the residual draw (n < l) or the bonus (n
- * = l). Never accepts a token with p = 0. */
-int ds_spec_reject(const float *p, const float *q, const int32_t *x, int l, int V, const float *accept_u,
-                   float final_u, int32_t *ret_token);
-/* ds_spec_couple: the shared-noise rule: y [l+1] are the target's own draws at the block's positions; accepts
- * the longest prefix with x[k] == y[k]. Returns n; the emitted tokens are y[0..n]. */
-int ds_spec_couple(const int32_t *x, const int32_t *y, int l);
+typedef struct ds_spec_choice {
+    ds_sched_kind kind;
+    double threshold;       /* THRESHOLD */
+    const ds_spec_req *req; /* [R] requests with drafts on offer */
+    int R, plain;           /* plain: other requests that decode in this step */
+    int room;               /* drafts that the step has rows for */
+    ds_cost_fn cost;        /* NULL: unknown; then everything on offer pays */
+    void *ctx;
+    ds_spec_cand *cand, *tmp; /* scratch: room for all drafts on offer */
+} ds_spec_choice;
+
+/* ds_spec_choose: lengths of one step, ret_len [R]; returns their sum, at most room. Drafts of `all` requests
+ * come first. */
+int ds_spec_choose(const ds_spec_choice *c, int *ret_len);
+
+/* ds_spec_worth: before drafting: which requests' drafts are expected to pay for their part of the draft
+ * pass? req: expected survivals, as the history says, and what may be offered. ret_want [R] 0 or 1 (`all`
+ * requests always 1). Returns the number of requests that want drafts. */
+int ds_spec_worth(const ds_spec_choice *c, int *ret_want);
 
 #endif

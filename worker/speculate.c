@@ -1,44 +1,41 @@
 #include "worker/speculate.h"
 
+#include "base/rng.h"
 #include "worker/calib.h"
+#include "worker/guard.h"
+#include "worker/live.h"
+#include "worker/measure.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { PROFILE_CONTEXT = 256, PROFILE_REPEATS = 3 };
-
-typedef struct cost {
-    int rows[DS_COST_POINTS];
-    double seconds[DS_COST_POINTS];
-    int n;
-} cost;
+static const double EXPECT_RATE = 0.05; /* of one round in what is expected of the next */
 
 struct ds_speculate {
     ds_speculate_conf conf;
     ds_drafter d;
     ds_kv_pool kv;
-    cost verify, draft;            /* n 0: not profiled */
-    double survival[DS_MAX_BLOCK]; /* moving average of acceptance of drafts 1..k, for requests without drafts
-                                      yet */
+    ds_profile profile; /* n_rows 0: costs are not known */
+    ds_profile_curve curve;
+    ds_guard guard[DS_SCHED_KINDS]; /* what pays depends on how lengths are chosen */
+    ds_live live;
+    float expect[DS_MAX_BLOCK]; /* survival of drafts 1..k over all requests: of those without a history */
     int since_probe;
+    double pass_s, next_pass_s; /* of the draft pass whose block this step, and the next one, verifies */
+    int decoding;               /* requests of the scheduled step that decode */
+    double ctx;                 /* tokens each of them has behind it, on average */
     ds_spec_stats stats;
     /* scratch */
     ds_spec_req *req;                   /* [max_seqs] */
     ds_seq **who;                       /* [max_seqs] */
-    ds_spec_cand *cand;                 /* [max_seqs * block] */
+    ds_spec_cand *cand;                 /* [2 * max_seqs * block] */
     int *len;                           /* [max_seqs] */
-    float *ones;                        /* [block] survival of requests that want every draft verified */
     int32_t *token, *pos, *slot, *pick; /* [max_step_rows] context rows */
     int32_t *anchor, *start, *seat;     /* [max_seqs] */
     ds_sample_row *row;                 /* [max_seqs] */
     int32_t *x;                         /* [max_seqs * block] */
     float *z;                           /* [max_seqs * block] */
 };
-
-static ds_cost_table table(const cost *c)
-{
-    return (ds_cost_table){c->rows, c->seconds, c->n};
-}
 
 ds_code ds_speculate_create(const ds_speculate_conf *conf, const ds_drafter *d, ds_speculate **ret,
                             ds_err *err)
@@ -53,17 +50,15 @@ ds_code ds_speculate_create(const ds_speculate_conf *conf, const ds_drafter *d, 
     size_t n = (size_t)conf->max_seqs, T = (size_t)conf->max_step_rows, b = (size_t)d->block;
     s->req = calloc(n, sizeof *s->req);
     s->who = calloc(n, sizeof(ds_seq *));
-    s->cand = calloc(n * b, sizeof *s->cand);
+    s->cand = calloc(2 * n * b, sizeof *s->cand);
     s->len = calloc(n, sizeof *s->len);
-    s->ones = calloc(b, sizeof *s->ones);
     s->token = calloc(4 * T, sizeof *s->token);
     s->anchor = calloc(3 * n, sizeof *s->anchor);
     s->row = calloc(n, sizeof *s->row);
     s->x = calloc(n * b, sizeof *s->x);
     s->z = calloc(n * b, sizeof *s->z);
     ds_code code = DS_OK;
-    if (!s->req || !s->who || !s->cand || !s->len || !s->ones || !s->token || !s->anchor || !s->row ||
-        !s->x || !s->z)
+    if (!s->req || !s->who || !s->cand || !s->len || !s->token || !s->anchor || !s->row || !s->x || !s->z)
         code = ds_err_set(err, DS_ENOMEM, "no memory for speculation of %d requests", conf->max_seqs);
     else
         code = d->kv_alloc(d->draft, conf->kv_pages, conf->page_tokens, &s->kv, err);
@@ -77,10 +72,9 @@ ds_code ds_speculate_create(const ds_speculate_conf *conf, const ds_drafter *d, 
     s->pick = s->slot + T;
     s->start = s->anchor + n;
     s->seat = s->start + n;
-    for (size_t k = 0; k < b; k++) {
-        s->ones[k] = 1.0f;
-        s->survival[k] = 1.0; /* optimistic until measured */
-    }
+    for (int k = 0; k < d->block; k++)
+        s->expect[k] = 1.0f; /* optimistic until measured */
+    ds_live_init(&s->live, d->block, conf->T);
     return DS_OK;
 }
 
@@ -94,7 +88,6 @@ void ds_speculate_destroy(ds_speculate *s)
     free(s->who);
     free(s->cand);
     free(s->len);
-    free(s->ones);
     free(s->token);
     free(s->anchor);
     free(s->row);
@@ -103,203 +96,191 @@ void ds_speculate_destroy(ds_speculate *s)
     free(s);
 }
 
-/* ---- cost ---- */
+/* ---- what steps cost ---- */
 
-static int by_size(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
-typedef struct bench { /* dummy but valid work on an idle pool */
-    ds_speculate *s;
-    const ds_target *t;
-    const ds_kv_pool *kv;
-    int32_t *table;
-    int stride;
-} bench;
-
-/* rows of one sequence behind a context, logits and a draw for each: a verification pass. */
-static ds_code one_verify(bench *b, int rows, int start, ds_err *err)
-{
-    ds_speculate *s = b->s;
-    ds_sample_row *row = calloc((size_t)rows, sizeof *row);
-    ds_sample_out *out = calloc((size_t)rows, sizeof *out);
-    ds_code code = row && out ? DS_OK : DS_ENOMEM;
-    for (int i = 0; i < rows && code == DS_OK; i++) {
-        s->token[i] = i % b->t->info->vocab;
-        s->pos[i] = start + i;
-        s->slot[i] = 0;
-        s->pick[i] = i;
-        row[i] = (ds_sample_row){
-            .temperature = 1, .top_p = 1, .repetition = 1, .pos = start, .n_logprobs = -1, .given = -1};
-    }
-    ds_step_args a = {.rows = {rows, s->token, s->pos, s->slot, b->table, b->stride, s->conf.page_tokens},
-                      .logit_row = s->pick,
-                      .R = rows};
-    if (code == DS_OK)
-        code = b->t->forward(b->t->model, b->kv, &a, err);
-    ds_sample_args sa = {a.logits, rows, b->t->info->vocab, row, out};
-    if (code == DS_OK)
-        code = b->t->sample(b->t->device, &sa);
-    if (code == DS_OK)
-        code = s->d.context(s->d.draft, &s->kv, &a.rows, a.taps, s->pick, err);
-    free(row);
-    free(out);
-    return code;
-}
-
-static ds_code one_draft(bench *b, int R, int start, ds_err *err)
-{
-    ds_speculate *s = b->s;
-    for (int i = 0; i < R; i++) {
-        s->anchor[i] = 0;
-        s->start[i] = start;
-        s->seat[i] = 0;
-        s->row[i] = (ds_sample_row){.temperature = 1, .top_p = 1, .repetition = 1};
-    }
-    ds_draft_batch db = {.R = R,
-                         .anchor = s->anchor,
-                         .start = s->start,
-                         .slot = s->seat,
-                         .page_table = b->table,
-                         .page_stride = b->stride,
-                         .page_tokens = s->conf.page_tokens,
-                         .row = s->row,
-                         .token = s->x,
-                         .conf = s->z};
-    return s->d.propose(s->d.draft, &s->kv, &db, err);
-}
-
-static ds_code measure(bench *b, cost *c, int max, int start, ds_code (*one)(bench *, int, int, ds_err *),
-                       ds_err *err)
-{
-    for (int n = 1; c->n < DS_COST_POINTS; n = n * 2 < max ? n * 2 : max) {
-        double t[PROFILE_REPEATS];
-        DS_TRY(one(b, n, start, err));
-        for (int i = 0; i < PROFILE_REPEATS; i++) {
-            uint64_t began = ds_clock_ns(b->s->conf.clock);
-            DS_TRY(one(b, n, start, err));
-            t[i] = (double)(ds_clock_ns(b->s->conf.clock) - began) * 1e-9;
-        }
-        qsort(t, PROFILE_REPEATS, sizeof *t, by_size);
-        double before = c->n ? c->seconds[c->n - 1] : 1e-9, now = t[PROFILE_REPEATS / 2];
-        c->rows[c->n] = n;
-        c->seconds[c->n++] = now > before ? now : before; /* noise must not make more rows look cheaper */
-        if (n == max)
-            break;
-    }
-    return DS_OK;
-}
-
-ds_code ds_speculate_profile(ds_speculate *s, const ds_target *t, const ds_kv_pool *kv, ds_err *err)
+ds_code ds_speculate_profile(ds_speculate *s, const ds_profile *known, const ds_target *t,
+                             const ds_kv_pool *kv, ds_err *err)
 {
     const ds_speculate_conf *c = &s->conf;
     int rows = c->max_seqs * (1 + c->max_draft);
     rows = rows < c->max_step_rows ? rows : c->max_step_rows;
     rows = rows < c->max_logit_rows ? rows : c->max_logit_rows;
-    rows = rows < c->max_len ? rows : c->max_len;
-    int start = c->max_len - (rows > s->d.block ? rows : s->d.block);
-    start = start < 0 ? 0 : start < PROFILE_CONTEXT ? start : PROFILE_CONTEXT;
-    bench b = {s, t, kv, NULL, (c->max_len + c->page_tokens - 1) / c->page_tokens};
-    b.table = calloc((size_t)b.stride, sizeof *b.table);
-    if (!b.table)
-        return ds_err_set(err, DS_ENOMEM, "no memory for the profile");
-    for (int i = 0; i < b.stride; i++)
-        b.table[i] = i; /* max_len fits the pool */
-    ds_code code = measure(&b, &s->verify, rows, start, one_verify, err);
-    if (code == DS_OK && c->max_len > s->d.block)
-        code = measure(&b, &s->draft, c->max_seqs, start, one_draft, err);
-    free(b.table);
-    return code;
+    ds_measure m = {.target = t,
+                    .drafter = &s->d,
+                    .kv = kv,
+                    .draft_kv = &s->kv,
+                    .max_rows = rows,
+                    .max_seqs = c->max_seqs,
+                    .max_len = c->max_len,
+                    .page_tokens = c->page_tokens,
+                    .clock = c->clock};
+    if (!known)
+        DS_TRY(ds_measure_profile(&m, &s->profile, err));
+    else
+        s->profile = *known;
+    if (s->profile.n_T == s->d.block) /* serving has learned better ones than the draft came with */
+        ds_live_init(&s->live, s->d.block, s->profile.T);
+    return DS_OK;
 }
 
-typedef struct sps {
-    ds_cost_table verify;
-    double draft; /* seconds of the draft pass, whatever is verified */
-} sps;
-
-static double steps_per_second(void *ctx, int rows)
+void ds_speculate_get_profile(const ds_speculate *s, ds_profile *ret)
 {
-    const sps *p = ctx;
-    return 1.0 / (ds_cost_seconds(&p->verify, rows, 0) + p->draft);
+    *ret = s->profile;
+    ret->n_T = s->live.refits > s->live.rollbacks || s->profile.n_T ? s->d.block : 0;
+    memcpy(ret->T, s->live.T, sizeof ret->T);
 }
 
-static sps speeds(const ds_speculate *s, int R, int drafting)
+void ds_speculate_set_schedule(ds_speculate *s, ds_sched_kind kind, double threshold)
 {
-    ds_cost_table d = table(&s->draft);
-    return (sps){table(&s->verify), drafting && d.n && R ? ds_cost_seconds(&d, R, 0) : 0.0};
+    s->conf.kind = kind;
+    s->conf.threshold = threshold;
+}
+
+/* The whole step, with the draft pass that made its drafts. */
+static double step_cost(void *ctx, int rows, int drafted)
+{
+    const ds_speculate *s = ctx;
+    return ds_profile_verify(&s->curve, rows) + ds_profile_draft(&s->profile, drafted) + s->profile.host;
+}
+
+/* Fixed lengths and thresholds are for comparison: they draft always. */
+static int weighs_costs(const ds_speculate *s)
+{
+    return s->profile.n_rows && s->conf.kind != DS_SCHED_FIXED && s->conf.kind != DS_SCHED_THRESHOLD;
 }
 
 /* ---- before the target pass ---- */
 
-/* What q may verify at once: a token from the target always comes on top. */
-static int cap_of(const ds_speculate *s, const ds_seq *q)
+static int mode_of(const ds_speculate *s, const ds_seq *q)
 {
-    int cap = s->conf.max_draft;
+    int asks = q->req.spec == DS_SPEC_AUTO ? (int)s->conf.mode : (int)q->req.spec;
+    return s->conf.mode == DS_SPEC_OFF ? DS_SPEC_OFF : asks; /* the operator's off is for all */
+}
+
+/* What q may verify at once of n drafts: a token from the target always comes on top. */
+static int cap_of(const ds_speculate *s, const ds_seq *q, int n)
+{
+    int cap = s->conf.max_draft < n ? s->conf.max_draft : n;
     if (q->req.max_draft > 0 && q->req.max_draft < cap)
         cap = q->req.max_draft;
     int left = q->req.max_tokens - ds_seq_n_output(q) - 1, room = s->conf.max_len - q->n;
     cap = left < cap ? left : cap;
     cap = room < cap ? room : cap;
-    return cap < 0 ? 0 : cap < q->n_draft ? cap : q->n_draft;
+    return cap < 0 ? 0 : cap;
+}
+
+static ds_spec_choice choice(ds_speculate *s, int R, int decoding)
+{
+    int room =
+        s->conf.max_step_rows < s->conf.max_logit_rows ? s->conf.max_step_rows : s->conf.max_logit_rows;
+    size_t half = (size_t)s->conf.max_seqs * (size_t)s->d.block;
+    return (ds_spec_choice){.kind = s->conf.kind,
+                            .threshold = s->conf.threshold,
+                            .req = s->req,
+                            .R = R,
+                            .plain = decoding - R,
+                            .room = room - decoding,
+                            .cost = s->profile.n_rows ? step_cost : NULL,
+                            .ctx = s,
+                            .cand = s->cand,
+                            .tmp = s->cand + half};
 }
 
 void ds_speculate_schedule(ds_speculate *s, const ds_sched *sched)
 {
+    uint64_t began = ds_clock_ns(s->conf.clock);
     int n, R = 0, decoding = 0;
+    double ctx = 0;
     ds_seq *const *run = ds_sched_running(sched, &n);
     for (int i = 0; i < n; i++) {
         ds_seq *q = run[i];
         q->n_verify = 0;
-        decoding += ds_seq_pending(q) == 1;
-        if (ds_seq_pending(q) != 1 || q->n_draft == 0)
+        if (ds_seq_pending(q) != 1)
             continue;
-        int all = q->req.spec == DS_SPEC_MAX || (q->req.spec == DS_SPEC_AUTO && s->conf.mode == DS_SPEC_MAX);
+        decoding++;
+        ctx += q->n_computed;
+        if (q->n_draft == 0)
+            continue;
         s->who[R] = q;
-        s->req[R++] = (ds_spec_req){all || !s->verify.n ? s->ones : q->survival, cap_of(s, q)};
+        s->req[R++] = (ds_spec_req){.survival = q->survival,
+                                    .stale = q->n_past > 1 ? q->past[1] : q->expect,
+                                    .n = cap_of(s, q, q->n_draft),
+                                    .all = mode_of(s, q) == DS_SPEC_MAX};
     }
-    if (R == 0)
-        return;
-    int n_cand = ds_spec_rank(s->req, R, s->cand), room = s->conf.max_step_rows, K = n_cand;
-    room = (room < s->conf.max_logit_rows ? room : s->conf.max_logit_rows) - decoding;
-    if (s->verify.n) {
-        double theta;
-        sps speed = speeds(s, R, 1);
-        if (s->conf.acceptance ==
-            DS_ACCEPT_REJECTION) /* may not look at what depends on the draft it judges */
-            K = ds_spec_early_stop(s->cand, n_cand, decoding, 0, steps_per_second, &speed, s->len, &theta);
-        else
-            K = ds_spec_best_budget(s->cand, n_cand, decoding, 0, steps_per_second, &speed, &theta);
-        int sure = 0; /* drafts of requests that want all verified rank first */
-        while (sure < n_cand && s->cand[sure].a >= 1.0f)
-            sure++;
-        K = K > sure ? K : sure;
+    s->decoding = decoding;
+    s->ctx = decoding ? ctx / decoding : 0;
+    s->pass_s = s->next_pass_s;
+    s->next_pass_s = 0;
+    s->stats.budget = 0;
+    if (s->profile.n_rows)
+        ds_profile_at(&s->profile, s->ctx, &s->curve);
+    if (R) {
+        ds_spec_choice c = choice(s, R, decoding);
+        s->stats.budget = ds_spec_choose(&c, s->len);
+        for (int i = 0; i < R; i++)
+            s->who[i]->n_verify = s->len[i];
     }
-    ds_spec_top_k(s->cand, n_cand, R, K < room ? K : room, s->len);
-    for (int i = 0; i < R; i++)
-        s->who[i]->n_verify = s->len[i];
+    s->stats.sched_ns += ds_clock_ns(s->conf.clock) - began;
 }
 
 /* ---- after it ---- */
 
-int ds_speculate_accept(ds_speculate *s, const ds_plan_item *it, const ds_sample_out *out)
+/* A round teaches what to expect: outcomes where they are known, else what the confidences say of the drafts
+ * behind the verified ones. */
+static void expect(float *e, const float *a, int block, int l, int n)
+{
+    for (int k = 0; k < block; k++) {
+        float given = l > 0 ? a[l - 1] : 1.0f, y;
+        if (k < n || n < l)
+            y = k < n;
+        else
+            y = given > 0 ? a[k] / given : 0;
+        e[k] += (float)EXPECT_RATE * (y - e[k]);
+    }
+}
+
+/* Synthetic acceptance, for measuring speed: drafts stand by the given odds, and are emitted as they are. */
+static int accept_by_odds(const ds_speculate *s, const ds_seq *q, int l, ds_sample_out *out)
+{
+    int n = 0;
+    while (n < l) {
+        uint32_t u = ds_rng_u32(q->req.seed, DS_RNG_ACCEPT, (uint64_t)q->n + (uint64_t)n, 1);
+        if (out[n].bad || (double)ds_rng_unit(u) >= s->conf.synthetic[n])
+            break;
+        out[n].token = q->draft[n];
+        n++;
+    }
+    return n;
+}
+
+void ds_speculate_count(ds_speculate *s, int l, int n)
+{
+    s->stats.rounds += l > 0;
+    s->stats.verified += (uint64_t)l;
+    s->stats.accepted += (uint64_t)n;
+    for (int k = 0; k < l; k++) {
+        s->stats.verified_at[k]++;
+        s->stats.reached_at[k] += k <= n;
+        s->stats.accepted_at[k] += k < n;
+    }
+}
+
+int ds_speculate_accept(ds_speculate *s, const ds_plan_item *it, ds_sample_out *out)
 {
     ds_seq *q = it->seq;
     int n = 0, l = it->n_verify;
-    while (n < l && !out[n].bad && out[n].token == q->draft[n])
-        n++;
-    if (l > 0) {
-        s->stats.rounds++;
-        s->stats.verified += (uint64_t)l;
-        s->stats.accepted += (uint64_t)n;
-        for (int k = 0; k < l; k++) {
-            s->stats.verified_at[k]++;
-            s->stats.reached_at[k] += k <= n;
-            s->stats.accepted_at[k] += k < n;
-            s->survival[k] += 0.02 * ((k < n) - s->survival[k]);
-        }
+    if (s->conf.synthetic)
+        n = accept_by_odds(s, q, l, out);
+    else
+        while (n < l && !out[n].bad && out[n].token == q->draft[n])
+            n++;
+    if (q->n_draft > 0) {
+        expect(q->expect, q->survival, s->d.block, l, n);
+        expect(s->expect, q->survival, s->d.block, l, n);
     }
+    ds_speculate_count(s, l, n);
+    if (l > 0 && !s->conf.synthetic)
+        ds_live_tell(&s->live, q->confidence, l, n);
     q->n_draft = 0;
     return n;
 }
@@ -326,57 +307,80 @@ ds_code ds_speculate_context(ds_speculate *s, const ds_plan *p, const int *accep
     return s->d.context(s->d.draft, &s->kv, &rows, a->taps, s->pick, err);
 }
 
-/* Is a block expected to pay for its own pass? A probe now and then keeps the expectation honest. */
-static int worth_it(ds_speculate *s, int R, int others)
-{
-    if (!s->verify.n || s->conf.mode == DS_SPEC_MAX)
-        return 1;
-    sps with = speeds(s, R, 1), without = speeds(s, R, 0);
-    double tau = R + others, best = 0, plain = tau * steps_per_second(&without, R + others);
-    for (int k = 1; k <= s->conf.max_draft; k++) { /* the same length for all: close enough to decide */
-        tau += R * s->survival[k - 1];
-        double theta = tau * steps_per_second(&with, R * (1 + k) + others);
-        best = theta > best ? theta : best;
-    }
-    if (best > plain)
-        return 1;
-    s->stats.skips++;
-    if (++s->since_probe < DS_PROBE_STEPS)
-        return 0;
-    s->since_probe = 0;
-    return 1;
-}
+/* ---- the next block ---- */
 
-static int wants_drafts(const ds_speculate *s, const ds_sched *sched, const ds_seq *q)
+static int may_draft(const ds_speculate *s, const ds_sched *sched, const ds_seq *q)
 {
-    int mode = q->req.spec == DS_SPEC_AUTO ? (int)s->conf.mode : (int)q->req.spec;
-    return mode != DS_SPEC_OFF && q->ending == DS_FINISH_NONE && q->n_draft == 0 && ds_seq_pending(q) == 1 &&
+    return mode_of(s, q) != DS_SPEC_OFF && q->ending == DS_FINISH_NONE && q->n_draft == 0 &&
            q->n_computed > 0 && q->n - 1 + s->d.block <= ds_sched_room(sched, q) &&
-           q->req.max_tokens - ds_seq_n_output(q) > 1;
+           cap_of(s, q, s->d.block) > 0;
 }
 
-ds_code ds_speculate_propose(ds_speculate *s, const ds_sched *sched, ds_sample_row (*row)(const ds_seq *q),
-                             ds_err *err)
+/* Whose block is expected to pay for its part of the pass? len says so of who [R]. Probes now and then keep
+ * the expectation honest; what a client insists on is drafted. */
+static int choose_drafts(ds_speculate *s, int R, int decoding)
 {
-    int n, R = 0, others = 0, forced = 0, g = s->d.block, stride;
-    ds_seq *const *run = ds_sched_running(sched, &n);
-    for (int i = 0; i < n; i++) {
-        ds_seq *q = run[i];
-        if (!wants_drafts(s, sched, q)) {
-            others += ds_seq_pending(q) == 1;
-            continue;
-        }
-        forced |= q->req.spec == DS_SPEC_MAX;
-        s->who[R] = q;
-        s->anchor[R] = q->tokens[q->n - 1];
-        s->start[R] = q->n - 1;
-        s->seat[R] = q->slot;
-        s->row[R++] = row(q);
+    ds_spec_choice c = choice(s, R, decoding);
+    int allowed = !weighs_costs(s) || ds_guard_allows(&s->guard[s->conf.kind], decoding);
+    if (!weighs_costs(s))
+        c.cost = NULL;
+    int want = ds_spec_worth(&c, s->len), probe = want == 0 && ++s->since_probe >= DS_PROBE_STEPS;
+    if (want || probe)
+        s->since_probe = 0;
+    want = 0;
+    for (int i = 0; i < R; i++) {
+        ds_seq *q = s->who[i];
+        int yes = s->req[i].all || (allowed && (s->len[i] || probe || q->n_skipped >= DS_PROBE_STEPS));
+        q->n_skipped = yes ? 0 : q->n_skipped + 1;
+        s->stats.request_skips += !yes;
+        s->len[i] = yes;
+        want += yes;
     }
-    if (R == 0 || !(forced || worth_it(s, R, others)))
-        return DS_OK;
-    const int32_t *pages = ds_sched_page_table(sched, &stride);
+    s->stats.skips += want == 0;
+    return want;
+}
+
+/* Those that want drafts take the first places of the batch. */
+static int fill_batch(ds_speculate *s, int R, ds_sample_row (*row)(const ds_seq *q))
+{
+    int n = 0;
+    for (int i = 0; i < R; i++) {
+        ds_seq *q = s->who[i];
+        if (!s->len[i])
+            continue;
+        s->who[n] = q;
+        s->anchor[n] = q->tokens[q->n - 1];
+        s->start[n] = q->n - 1;
+        s->seat[n] = q->slot;
+        s->row[n++] = row(q);
+    }
+    return n;
+}
+
+/* A block is on offer; what its confidences were before is kept for the scheduler that may not see them. */
+static void offer(ds_speculate *s, ds_seq *q, int i, const ds_draft_logits *logits)
+{
+    int g = s->d.block;
+    size_t bytes = (size_t)g * sizeof(float);
+    memcpy(q->past[1], q->past[0], bytes);
+    memcpy(q->past[0], q->survival, bytes);
+    q->n_past += q->n_rounds++ > 0 && q->n_past < 2;
+    memcpy(q->draft, s->x + (size_t)i * (size_t)g, (size_t)g * sizeof *q->draft);
+    memcpy(q->confidence, s->z + (size_t)i * (size_t)g, bytes);
+    ds_calib_survival(q->confidence, s->live.T, g, q->survival);
+    double a = 1;
+    for (int k = 0; s->conf.synthetic && k < g; k++)
+        q->survival[k] = (float)(a *= s->conf.synthetic[k]);
+    for (int k = 0; s->conf.acceptance == DS_ACCEPT_REJECTION && k < g; k++)
+        q->draft_logits[k] = logits->data + (size_t)k * logits->slot_stride + (size_t)i * logits->req_stride;
+    q->n_draft = g;
+}
+
+static ds_code draft_pass(ds_speculate *s, const ds_sched *sched, int R, ds_err *err)
+{
+    int stride;
     ds_draft_logits logits = {0};
+    const int32_t *pages = ds_sched_page_table(sched, &stride);
     ds_draft_batch b = {.R = R,
                         .anchor = s->anchor,
                         .start = s->start,
@@ -390,24 +394,104 @@ ds_code ds_speculate_propose(ds_speculate *s, const ds_sched *sched, ds_sample_r
                         .independent = s->conf.acceptance == DS_ACCEPT_REJECTION,
                         .logits = &logits};
     uint64_t began = ds_clock_ns(s->conf.clock);
-    ds_code code = s->d.propose(s->d.draft, &s->kv, &b, err);
-    if (code != DS_OK)
-        return code;
-    s->stats.draft_ns += ds_clock_ns(s->conf.clock) - began;
+    DS_TRY(s->d.propose(s->d.draft, &s->kv, &b, err));
+    uint64_t ns = ds_clock_ns(s->conf.clock) - began;
+    s->next_pass_s = (double)ns * 1e-9;
+    s->stats.draft_ns += ns;
     s->stats.passes++;
-    s->stats.drafted += (uint64_t)R * (uint64_t)g;
-    for (int i = 0; i < R; i++) {
-        ds_seq *q = s->who[i];
-        memcpy(q->draft, s->x + (size_t)i * (size_t)g, (size_t)g * sizeof *q->draft);
-        ds_calib_survival(s->z + (size_t)i * (size_t)g, s->conf.T, g, q->survival);
-        for (int k = 0; b.independent && k < g; k++)
-            q->draft_logits[k] = logits.data + (size_t)k * logits.slot_stride + (size_t)i * logits.req_stride;
-        q->n_draft = g;
-    }
+    s->stats.drafted += (uint64_t)R * (uint64_t)s->d.block;
+    ds_profile_tell_draft(&s->profile, R, s->next_pass_s);
+    for (int i = 0; i < R; i++)
+        offer(s, s->who[i], i, &logits);
     return DS_OK;
+}
+
+ds_code ds_speculate_propose(ds_speculate *s, const ds_sched *sched, ds_sample_row (*row)(const ds_seq *q),
+                             ds_err *err)
+{
+    uint64_t began = ds_clock_ns(s->conf.clock);
+    int n, R = 0, decoding = 0;
+    ds_seq *const *run = ds_sched_running(sched, &n);
+    for (int i = 0; i < n; i++) {
+        ds_seq *q = run[i];
+        if (ds_seq_pending(q) != 1)
+            continue;
+        decoding++;
+        if (!may_draft(s, sched, q))
+            continue;
+        if (q->n_rounds == 0)
+            memcpy(q->expect, s->expect, sizeof q->expect);
+        s->who[R] = q;
+        s->req[R++] = (ds_spec_req){
+            .survival = q->expect, .n = cap_of(s, q, s->d.block), .all = mode_of(s, q) == DS_SPEC_MAX};
+    }
+    int want = R ? choose_drafts(s, R, decoding) : 0;
+    R = want ? fill_batch(s, R, row) : 0;
+    s->stats.sched_ns += ds_clock_ns(s->conf.clock) - began;
+    return R ? draft_pass(s, sched, R, err) : DS_OK;
+}
+
+void ds_speculate_learn(ds_speculate *s, const ds_plan *p, const int *accepted, double verify_s,
+                        double step_s)
+{
+    int tokens = p->n;
+    double mine = step_s - s->next_pass_s, rest = mine - verify_s;
+    ds_live_tick(&s->live);
+    if (!s->profile.n_rows || !p->n || p->rows != p->decode_rows || p->n != s->decoding)
+        return; /* prompts are another mixture of costs */
+    for (int i = 0; i < p->n; i++)
+        tokens += accepted[i];
+    double plain_s = ds_profile_verify(&s->curve, p->n) + s->profile.host;
+    ds_guard_tell(&s->guard[s->conf.kind], p->n, p->rows > p->n || s->pass_s > 0, tokens, mine + s->pass_s,
+                  plain_s);
+    ds_profile_tell_verify(&s->profile, p->rows, s->ctx, verify_s);
+    ds_profile_tell_host(&s->profile, rest > 0 ? rest : 0);
+}
+
+/* ---- the device loop ---- */
+
+int ds_speculate_seat(const ds_speculate *s, const ds_seq *q, int *ret_all)
+{
+    int asked = q->req.max_draft, most = s->conf.max_draft;
+    *ret_all = mode_of(s, q) == DS_SPEC_MAX;
+    if (mode_of(s, q) == DS_SPEC_OFF)
+        return 0;
+    return asked > 0 && asked < most ? asked : most;
+}
+
+const ds_kv_pool *ds_speculate_kv(const ds_speculate *s)
+{
+    return &s->kv;
+}
+
+const double *ds_speculate_temps(const ds_speculate *s)
+{
+    return s->live.T;
+}
+
+void ds_speculate_resume(ds_speculate *s, ds_seq *q, const int32_t *draft, const float *conf)
+{
+    memcpy(s->x, draft, (size_t)s->d.block * sizeof *s->x);
+    memcpy(s->z, conf, (size_t)s->d.block * sizeof *s->z);
+    if (q->n_rounds == 0)
+        memcpy(q->expect, s->expect, sizeof q->expect);
+    offer(s, q, 0, NULL);
 }
 
 void ds_speculate_get_stats(const ds_speculate *s, ds_spec_stats *ret)
 {
+    const ds_guard *g = &s->guard[s->conf.kind];
     *ret = s->stats;
+    ret->measured_s = g->measured_s;
+    ret->plain_s = g->plain_s;
+    ret->regret = s->decoding ? ds_guard_regret(g, s->decoding) : 0;
+    ret->guard_offs = g->turned_off;
+    for (int b = 0; b < DS_GUARD_BANDS; b++)
+        ret->bands_off += g->band[b].state != DS_GUARD_ON;
+    ret->ece = s->live.ece;
+    memcpy(ret->ece_at, s->live.ece_at, sizeof ret->ece_at);
+    memcpy(ret->T, s->live.T, sizeof ret->T);
+    ret->drift = s->live.drift;
+    ret->refits = s->live.refits;
+    ret->rollbacks = s->live.rollbacks;
 }

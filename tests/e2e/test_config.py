@@ -54,6 +54,26 @@ def test_file_flag_and_check(stage):
     assert code == 64 and "no_such_key" in text
 
 
+def test_environment_and_precedence(stage, monkeypatch):
+    conf = stage.folder / "conf"
+    conf.write_text("queue_ms = 1\nmax_waiting = 2\nmax_body_bytes = 3M\n")
+    monkeypatch.setenv("DSPARK_MAX_WAITING", "20")
+    monkeypatch.setenv("DSPARK_MAX_BODY_BYTES", "4M")
+    monkeypatch.setenv("DSPARK_SOMETHING_ELSE", "x")  # programs share the prefix
+    code, text = run("--model", ".", "--config", conf, "--max-body-bytes", "5M", "--check-config")
+    assert code == 0 and {"queue_ms = 1", "max_waiting = 20", "max_body_bytes = 5M"} <= set(text.splitlines()), text
+    monkeypatch.setenv("DSPARK_MAX_WAITING", "many")
+    code, text = run("--model", ".", "--check-config")
+    assert code == 64 and "DSPARK_MAX_WAITING" in text and "65536" in text
+
+
+def test_check_config_checks_what_needs_no_file():
+    for args, word in ((["--listen", "1.2.3.4"], "listen"), (["--workers", "0"], "bind-workers"),
+                       (["--worker-timeout-ms", "60"], "heartbeat_ms")):
+        code, text = run("--model", ".", "--check-config", *args)
+        assert code == 64 and word in text
+
+
 def test_corrupt_tokenizer(stage):
     model = fake_model.write_model(stage.folder / "bad")
     (model / "tokenizer.json").write_text("{")

@@ -4,7 +4,6 @@
  * 4e-6). */
 #include "worker/model/draft.h"
 
-#include "tests/golden/exact.h"
 #include "tests/lib/test.h"
 #include "tests/lib/tiny_pair.h"
 
@@ -38,7 +37,7 @@ static void pair_open(pair *p, const char *head)
     CHECK_OK(ds_draft_plan(p->draft_dir, p->target_dir, &info, &err), err);
     CHECK_EQ(info.block, 3);
     ds_model_opts opts = {.max_rows = 16, .max_logit_rows = 16, .taps = info.taps, .n_taps = info.n_taps};
-    CHECK_OK(ds_backend_open("cpu", 1, g_exact_isa(), &p->b, &err), err);
+    CHECK_OK(ds_backend_open("cpu", 1, NULL, &p->b, &err), err);
     CHECK_OK(ds_model_open(p->target_dir, &opts, p->b, &p->model, &err), err);
     CHECK_OK(ds_draft_open(p->draft_dir, p->model, 16, 2, p->b, &p->draft, &err), err);
     CHECK_OK(ds_model_kv_alloc(p->model, PAGES, PAGE, &p->kv, &err), err);

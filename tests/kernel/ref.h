@@ -5,6 +5,7 @@
 
 #include "base/rng.h"
 #include "kernels/kernels.h"
+#include "tests/kernel/mirror.h"
 #include "tests/lib/test.h"
 
 #include <math.h>
@@ -15,16 +16,25 @@
 
 #define REF_FN __attribute__((unused)) static
 
-/* The level a case is about; the case is skipped, counted, where the CPU has no such level. */
+/* The level a case is about ("avx2", "cuda_auto", ...); the case is skipped, counted, where the machine has
+ * none. */
 REF_FN ds_backend *ref_open(const char *isa, int threads)
 {
     ds_backend *b;
     ds_err err;
-    ds_code c = ds_backend_open("cpu", threads, isa, &b, &err);
+    int cuda = isa && strncmp(isa, "cuda_", 5) == 0;
+    ds_code c = ds_backend_open(cuda ? "cuda" : "cpu", threads, cuda ? isa + 5 : isa, &b, &err);
     if (c == DS_EUNSUPPORTED)
         ds_test_skip(err.msg);
     CHECK_OK(c, err);
-    return b;
+    return cuda ? mirror_open(b, 64 << 20) : b;
+}
+
+/* Products of bf16 weights round the activations to bf16. */
+REF_FN int ref_rounds_bf16(const ds_backend *b)
+{
+    return strcmp(b->name, "cuda") == 0 ? strstr(b->detail, "portable") == NULL
+                                        : strncmp(b->detail, "avx512bf16", 10) == 0;
 }
 
 /* Uniform in (-1, 1), by counter: the same on every machine. */

@@ -11,10 +11,10 @@ typedef struct shape {
     int T, n, k;
 } shape;
 
-static const shape shapes[] = {{1, 1, 1},    {1, 3, 7},     {2, 5, 33},    {3, 9, 64},
-                               {4, 17, 100}, {5, 8, 129},   {6, 31, 96},   {7, 2, 1000},
-                               {8, 64, 256}, {9, 13, 320},  {13, 40, 257}, {17, 100, 31},
-                               {1, 257, 96}, {40, 21, 160}, {64, 7, 224},  {2, 130, 1536}};
+static const shape shapes[] = {{1, 1, 1},      {1, 3, 7},     {2, 5, 33},   {3, 9, 64},    {4, 17, 100},
+                               {5, 8, 129},    {6, 31, 96},   {7, 2, 1000}, {8, 64, 256},  {9, 13, 320},
+                               {13, 40, 257},  {17, 100, 31}, {1, 257, 96}, {40, 21, 160}, {64, 7, 224},
+                               {2, 130, 1536}, {70, 300, 192}};
 
 static double bound(const ds_backend *b, ds_dtype t, int k, double abs_sum);
 
@@ -23,11 +23,11 @@ static double tolerance(int k, double abs_sum)
     return (2 * (k / 4.0 + 8) + 2) * REF_U32 * abs_sum;
 }
 
-/* bf16 activations of avx512bf16: one rounding of x, relative 2^-8 at most (nearest: 2^-9 of the binade's
- * top). */
+/* bf16 activations of avx512bf16 and of CUDA's tensor cores: one rounding of x, relative 2^-8 at most
+ * (nearest: 2^-9 of the binade's top). */
 static double bound(const ds_backend *b, ds_dtype t, int k, double abs_sum)
 {
-    double rel = strncmp(b->detail, "avx512bf16", 10) == 0 && t == DS_BF16 ? REF_UBF16 : 0;
+    double rel = ref_rounds_bf16(b) && t == DS_BF16 ? REF_UBF16 : 0;
     return tolerance(k, abs_sum) + rel * abs_sum;
 }
 
@@ -186,6 +186,9 @@ LEVEL(portable)
 LEVEL(avx2)
 LEVEL(avx512)
 LEVEL(avx512bf16)
+LEVEL(cuda_auto)
+LEVEL(cuda_invariant)
+LEVEL(cuda_portable)
 
 DS_TEST(linear_unaligned)
 {

@@ -134,14 +134,26 @@ static void check_draws(const char *isa, int V, float spread, int trials)
 static double chi_square(ds_backend *b, const float *x, int V, ds_sample_row r, const double *p, int draws,
                          int *ret_df)
 {
+    enum { TOGETHER = 100 };
     int *count = calloc((size_t)V, sizeof *count);
+    float *rows = malloc(TOGETHER * (size_t)V * sizeof *rows);
+    ds_sample_row how[TOGETHER];
+    ds_sample_out out[TOGETHER];
     double stat = 0;
     *ret_df = -1;
-    for (int i = 0; i < draws; i++) {
-        r.seed = (uint64_t)i;
-        r.pos = i % 13;
-        count[sample_one(b, x, V, &r).token]++;
+    for (int i = 0; i < draws; i += TOGETHER) {
+        for (int k = 0; k < TOGETHER; k++) {
+            memcpy(rows + (size_t)k * V, x, (size_t)V * sizeof *x);
+            how[k] = r;
+            how[k].seed = (uint64_t)(i + k);
+            how[k].pos = (i + k) % 13;
+        }
+        ds_sample_args a = {rows, TOGETHER, V, how, out};
+        CHECK_EQ(b->sample(b, &a), DS_OK);
+        for (int k = 0; k < TOGETHER; k++)
+            count[out[k].token]++;
     }
+    free(rows);
     for (int i = 0; i < V; i++) {
         double want = p[i] * draws;
         if (p[i] == 0)
@@ -353,21 +365,34 @@ static void changed(const float *x, const ds_sample_row *r, float *y)
 static double couple_chi2(ds_backend *b, couple_case *c, const double *p, int draws, int planted, int *ret_df,
                           double *ret_kept)
 {
+    enum { TOGETHER = 250 };
     long count[CV] = {0}, kept = 0;
-    float q_logits[CV];
-    for (int i = 0; i < draws; i++) {
-        ds_sample_row d = c->r, v = c->r;
-        d.seed = v.seed = (uint64_t)i;
-        d.pos = v.pos = i % 13;
-        d.stream = planted == 1 ? DS_RNG_FINAL : ds_rng_draft_stream(i % 7);
-        d.temperature *= planted == 2 ? 0.6f : 1;
-        v.draft = sample_one(b, c->q_logits, CV, &d).token;
-        memcpy(q_logits, c->q_logits, sizeof q_logits);
-        v.draft_logits = q_logits;
-        int32_t y = sample_one(b, c->p_logits, CV, &v).token;
-        CHECK(memcmp(q_logits, c->q_logits, sizeof q_logits) == 0); /* put back */
-        count[y]++;
-        kept += y == v.draft;
+    static float p_rows[TOGETHER * CV], q_rows[TOGETHER * CV];
+    static ds_sample_row d[TOGETHER], v[TOGETHER];
+    static ds_sample_out drafted[TOGETHER], out[TOGETHER];
+    for (int first = 0; first < draws; first += TOGETHER) {
+        for (int k = 0; k < TOGETHER; k++) {
+            int i = first + k;
+            d[k] = v[k] = c->r;
+            d[k].seed = v[k].seed = (uint64_t)i;
+            d[k].pos = v[k].pos = i % 13;
+            d[k].stream = planted == 1 ? DS_RNG_FINAL : ds_rng_draft_stream(i % 7);
+            d[k].temperature *= planted == 2 ? 0.6f : 1;
+            v[k].draft_logits = q_rows + k * CV;
+            memcpy(p_rows + k * CV, c->p_logits, sizeof c->p_logits);
+            memcpy(q_rows + k * CV, c->q_logits, sizeof c->q_logits);
+        }
+        ds_sample_args draft = {q_rows, TOGETHER, CV, d, drafted}, verify = {p_rows, TOGETHER, CV, v, out};
+        CHECK_EQ(b->sample(b, &draft), DS_OK);
+        for (int k = 0; k < TOGETHER; k++)
+            v[k].draft = drafted[k].token;
+        CHECK_EQ(b->sample(b, &verify), DS_OK);
+        for (int k = 0; k < TOGETHER; k++) {
+            CHECK(memcmp(q_rows + k * CV, c->q_logits, sizeof c->q_logits) == 0); /* put back */
+            CHECK(memcmp(p_rows + k * CV, c->p_logits, sizeof c->p_logits) == 0);
+            count[out[k].token]++;
+            kept += out[k].token == v[k].draft;
+        }
     }
     *ret_kept = (double)kept / draws;
     *ret_df = -1;
@@ -513,3 +538,6 @@ LEVEL(portable)
 LEVEL(avx2)
 LEVEL(avx512)
 LEVEL(avx512bf16)
+LEVEL(cuda_auto)
+LEVEL(cuda_invariant)
+LEVEL(cuda_portable)

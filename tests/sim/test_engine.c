@@ -227,6 +227,10 @@ static void start_world(world *w, uint64_t seed, int drafted)
         c->max_step_rows += c->max_seqs * rnd(w, block + 1);
         c->max_logit_rows += c->max_seqs * rnd(w, block + 1);
         c->max_draft = rnd(w, block + 2);
+        c->schedule = (ds_sched_kind)rnd(w, DS_SCHED_KINDS);
+        c->threshold = 0.1 * rnd(w, 11);
+        if (c->schedule == DS_SCHED_GLOBAL && c->acceptance == DS_ACCEPT_REJECTION)
+            c->schedule = DS_SCHED_EARLY_STOP;
         c->spec = rnd(w, 2) ? DS_SPEC_AUTO : DS_SPEC_MAX;
         c->clock = (ds_clock){rnd(w, 4) ? wild_time : no_time, w};
     }

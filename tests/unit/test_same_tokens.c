@@ -50,10 +50,15 @@ static void on_event(void *ctx, const ds_event *ev)
     }
 }
 
+static const char *g_device = "cpu", *g_level; /* level NULL: the best of the machine */
+
 static void open_house(house *h, const char *dir, const char *weights, const int *taps, int n_taps)
 {
     ds_err err = {0};
-    CHECK_OK(ds_backend_open("cpu", 2, NULL, &h->b, &err), err);
+    ds_code code = ds_backend_open(g_device, 2, g_level, &h->b, &err);
+    if (code == DS_EUNSUPPORTED)
+        ds_test_skip(err.msg);
+    CHECK_OK(code, err);
     ds_model_opts opts = {.max_rows = ROWS,
                           .max_logit_rows = ROWS,
                           .weights = weights,
@@ -121,6 +126,7 @@ static ds_engine *make(house *h, plan p)
                            .prefix_cache = p.cache,
                            .spec = h->spec,
                            .acceptance = h->acceptance,
+                           .schedule = h->acceptance ? DS_SCHED_STALE : DS_SCHED_GLOBAL,
                            .clock = ds_clock_system()};
     ds_engine *e;
     ds_err err = {0};
@@ -332,4 +338,24 @@ DS_TEST(same_tokens_drafted_rnn)
 DS_TEST(same_tokens_drafted_dflash)
 {
     same_tokens_drafted("none");
+}
+
+/* Last: a skip leaves the device set. */
+static void same_tokens_on_cuda(const char *level, const char *folder, const char *weights)
+{
+    g_device = "cuda";
+    g_level = level;
+    same_tokens(folder, weights);
+    g_device = "cpu";
+    g_level = NULL;
+}
+
+DS_TEST(cuda_same_tokens_invariant)
+{
+    same_tokens_on_cuda("invariant", "qwen3-bf16-tied", "auto");
+}
+
+DS_TEST(cuda_same_tokens_portable)
+{
+    same_tokens_on_cuda("portable", "qwen3-bf16-wide", "int8");
 }

@@ -343,6 +343,15 @@ static ds_code room_for_int8(ds_weights *w, ds_weight_job *j, int host, ds_err *
     return q && s ? DS_OK : ds_err_set(err, DS_ENOMEM, "no memory for %zu bytes of int8 weights", q_bytes);
 }
 
+/* Back-end memory that already holds j's tensor as stored: a tied table is bound twice and kept once. */
+static const void *placed(const ds_weights *w, const ds_weight_job *j)
+{
+    for (const ds_weight_job *i = w->job; i < j; i++)
+        if (i->tensor == j->tensor && !i->quantise)
+            return i->vec ? i->vec->data : i->mat->data;
+    return NULL;
+}
+
 static ds_code place(ds_weights *w, ds_weight_job *j, int host, ds_err *err)
 {
     const ds_st_tensor *t = &w->st.tensor[j->tensor];
@@ -355,7 +364,9 @@ static ds_code place(ds_weights *w, ds_weight_job *j, int host, ds_err *err)
             DS_TRY(push(w, j->scale, scale_bytes(j), &scale, err));
         }
     } else if (!host || (uintptr_t)data % ds_dtype_size(j->dtype)) {
-        DS_TRY(push(w, t->data, stored_bytes(j), &data, err));
+        data = placed(w, j);
+        if (!data)
+            DS_TRY(push(w, t->data, stored_bytes(j), &data, err));
     }
     if (j->vec) {
         j->vec->data = data;
