@@ -4,6 +4,7 @@
 #define ISA_PACK_BYTES lin_pack_bytes
 #define ISA_PACK lin_pack
 #define ISA_LINEAR lin_run
+#define LIN_I8_INTEGER 1
 #define LIN_UNIT lin_unit
 #define LIN_UNIT_K lin_unit_k
 #define LIN_X_SCALE lin_x_scale

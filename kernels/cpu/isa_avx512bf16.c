@@ -12,6 +12,7 @@
 #define ISA_PACK bf_pack
 #define ISA_LINEAR bf_linear
 #define LIN_DOT
+#define LIN_I8_INTEGER 0
 #define LIN_UNIT bf_unit
 #define LIN_UNIT_K bf_unit_k
 #define LIN_X_SCALE bf_x_scale
