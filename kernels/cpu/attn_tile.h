@@ -73,44 +73,51 @@ static void attn_softmax(attn_state *s, int i, int valid, float scale)
     s->l[i] += vf_hsum(sum);
 }
 
-/* acc[q0..q0+NQ) += weights times `valid` values; NQ is constant where inlined. */
-DS_INLINE void attn_values(attn_state *s, const ds_dtype t, const int NQ, const char *v, int q0, int valid)
+/* acc[q0..q0+NQ), units [d, d + ND): += weights times `valid` values, `step` bytes apart at src. */
+DS_INLINE void attn_units(attn_state *s, const int t, const int NQ, const int ND, const char *src,
+                          size_t step, int q0, int d, int valid)
 {
-    const size_t elem = t == DS_BF16 ? 2 : 4, row = (size_t)s->d * elem;
     const float *p = s->p + (size_t)q0 * ATTN_BLOCK;
-    float *acc = s->acc + (size_t)q0 * s->dp;
-    for (int d = 0; d < s->d; d += UNIT) {
-        char tail[ATTN_BLOCK][UNIT * 4];
-        const char *src = v + (size_t)d * elem;
-        size_t step = row;
-        if (s->d - d < UNIT) {
-            memset(tail, 0, sizeof tail);
-            for (int k = 0; k < valid; k++)
-                memcpy(tail[k], src + (size_t)k * row, (size_t)(s->d - d) * elem);
-            src = tail[0];
-            step = sizeof tail[0];
-        }
-        vf a[ATTN_TQ][2];
+    float *acc = s->acc + (size_t)q0 * s->dp + d;
+    vf a[ATTN_TQ][2 * ATTN_TQ];
+    DS_UNROLL
+    for (int i = 0; i < NQ; i++) {
         DS_UNROLL
-        for (int i = 0; i < NQ; i++) {
-            a[i][0] = vf_load(acc + (size_t)i * s->dp + d);
-            a[i][1] = vf_load(acc + (size_t)i * s->dp + d + VW);
-        }
-        for (int k = 0; k < valid; k++) {
-            vf lo = lin_load(src + (size_t)k * step, t, 0);
-            vf hi = lin_load(src + (size_t)k * step, t, 1);
+        for (int h = 0; h < 2 * ND; h++)
+            a[i][h] = vf_load(acc + (size_t)i * s->dp + h * VW);
+    }
+    for (int k = 0; k < valid; k++) {
+        DS_UNROLL
+        for (int h = 0; h < 2 * ND; h++) {
+            vf v = vf_keep(lin_load(src + (size_t)k * step + (size_t)(h / 2 * UNIT) * lin_elem(t), t, h % 2));
             DS_UNROLL
-            for (int i = 0; i < NQ; i++) {
-                vf w = vf_set1(p[i * ATTN_BLOCK + k]);
-                a[i][0] = vf_fma(w, lo, a[i][0]);
-                a[i][1] = vf_fma(w, hi, a[i][1]);
-            }
+            for (int i = 0; i < NQ; i++)
+                a[i][h] = vf_fma(vf_set1(p[i * ATTN_BLOCK + k]), v, a[i][h]);
         }
+    }
+    DS_UNROLL
+    for (int i = 0; i < NQ; i++) {
         DS_UNROLL
-        for (int i = 0; i < NQ; i++) {
-            vf_store(acc + (size_t)i * s->dp + d, a[i][0]);
-            vf_store(acc + (size_t)i * s->dp + d + VW, a[i][1]);
-        }
+        for (int h = 0; h < 2 * ND; h++)
+            vf_store(acc + (size_t)i * s->dp + h * VW, a[i][h]);
+    }
+}
+
+/* All of D, ND units at a time: enough sums at once to hide the latency of an FMA. */
+DS_INLINE void attn_values(attn_state *s, const int t, const int NQ, const int ND, const char *v, int q0,
+                           int valid)
+{
+    const size_t elem = lin_elem(t), row = (size_t)s->d * elem;
+    int d = 0;
+    for (; d + ND * UNIT <= s->d; d += ND * UNIT)
+        attn_units(s, t, NQ, ND, v + (size_t)d * elem, row, q0, d, valid);
+    for (; d + UNIT <= s->d; d += UNIT)
+        attn_units(s, t, NQ, 1, v + (size_t)d * elem, row, q0, d, valid);
+    if (d < s->d) { /* values may end where memory ends: no read beyond */
+        char tail[ATTN_BLOCK][UNIT * 4] = {{0}};
+        for (int k = 0; k < valid; k++)
+            memcpy(tail[k], v + (size_t)d * elem + (size_t)k * row, (size_t)(s->d - d) * elem);
+        attn_units(s, t, NQ, 1, tail[0], sizeof tail[0], q0, d, valid);
     }
 }
 
@@ -118,23 +125,23 @@ static void attn_values_n(attn_state *s, ds_dtype t, const char *v, int q0, int 
 {
     for (; n >= ATTN_TQ; n -= ATTN_TQ, q0 += ATTN_TQ) {
         if (t == DS_BF16)
-            attn_values(s, DS_BF16, ATTN_TQ, v, q0, valid);
+            attn_values(s, DS_BF16, ATTN_TQ, 1, v, q0, valid);
         else
-            attn_values(s, DS_F32, ATTN_TQ, v, q0, valid);
+            attn_values(s, DS_F32, ATTN_TQ, 1, v, q0, valid);
     }
     if (n >= 2) {
         if (t == DS_BF16)
-            attn_values(s, DS_BF16, 2, v, q0, valid);
+            attn_values(s, DS_BF16, 2, 2, v, q0, valid);
         else
-            attn_values(s, DS_F32, 2, v, q0, valid);
+            attn_values(s, DS_F32, 2, 2, v, q0, valid);
         n -= 2;
         q0 += 2;
     }
     if (n) {
         if (t == DS_BF16)
-            attn_values(s, DS_BF16, 1, v, q0, valid);
+            attn_values(s, DS_BF16, 1, 4, v, q0, valid);
         else
-            attn_values(s, DS_F32, 1, v, q0, valid);
+            attn_values(s, DS_F32, 1, 4, v, q0, valid);
     }
 }
 
@@ -192,18 +199,38 @@ static void attn_finish(const attn_state *s, const ds_attn_tile *t)
     }
 }
 
+/* Bytes from the start of the layer's K or V to the block of keys that begins at position `first`. */
+static size_t attn_at(const ds_attn_tile *t, int first)
+{
+    const ds_attn_args *a = t->a;
+    const int32_t *table = a->rows.page_table + (size_t)a->rows.slot[t->row] * a->rows.page_stride;
+    size_t page = (size_t)table[first / a->rows.page_tokens],
+           slot = (page * a->G + t->head) * a->rows.page_tokens + (size_t)(first % a->rows.page_tokens);
+    return slot * (size_t)a->D * lin_elem((int)a->kv.dtype);
+}
+
+static void attn_fetch(const char *p, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64)
+        __builtin_prefetch(p + i, 0, 2);
+}
+
 static void attn_run(const ds_attn_tile *t)
 {
     const ds_attn_args *a = t->a;
+    const char *k = a->kv.k, *v = a->kv.v;
+    const size_t bytes = (size_t)ATTN_BLOCK * a->D * lin_elem((int)a->kv.dtype);
     attn_state s;
     attn_init(&s, t);
-    const int32_t *table = a->rows.page_table + (size_t)a->rows.slot[t->row] * a->rows.page_stride;
-    const size_t elem = lin_elem(a->kv.dtype), head = (size_t)a->rows.page_tokens * a->D * elem;
     int last = a->rows.pos[t->row + t->rows - 1];
     for (int first = 0; first <= last; first += ATTN_BLOCK) {
-        size_t page = (size_t)table[first / a->rows.page_tokens];
-        size_t at = (page * a->G + t->head) * head + (size_t)(first % a->rows.page_tokens) * a->D * elem;
-        attn_block(&s, t, first, (const char *)a->kv.k + at, (const char *)a->kv.v + at);
+        size_t at = attn_at(t, first);
+        if (first + ATTN_BLOCK <= last) { /* pages lie apart: the hardware cannot foresee the next */
+            size_t next = attn_at(t, first + ATTN_BLOCK);
+            attn_fetch(k + next, bytes);
+            attn_fetch(v + next, bytes);
+        }
+        attn_block(&s, t, first, k + at, v + at);
     }
     attn_finish(&s, t);
 }

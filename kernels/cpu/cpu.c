@@ -85,7 +85,8 @@ static ds_code cpu_linear(ds_backend *b, const ds_linear_args *a)
         return DS_EINVAL;
     linear_job j = {.c = c, .a = a};
     const size_t k = (size_t)a->w.k, row = k * ds_dtype_size(a->w.dtype);
-    size_t x_row = c->isa->pack_bytes(a->w.dtype, a->w.k);
+    /* an odd number of lines: rows a power of two apart would share few sets of the first cache */
+    size_t x_row = c->isa->pack_bytes(a->w.dtype, a->w.k) | 64;
     int panel = a->T < PANEL_ROWS ? a->T : PANEL_ROWS;
     char *x = ds_scratch_need(&c->pack, x_row * (size_t)panel);
     if (a->T && !x)

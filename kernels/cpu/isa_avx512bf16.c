@@ -12,18 +12,16 @@
 #define ISA_PACK bf_pack
 #define ISA_LINEAR bf_linear
 #define LIN_DOT
+#define LIN_I8_INTEGER 0
 #define LIN_UNIT bf_unit
 #define LIN_UNIT_K bf_unit_k
 #define LIN_X_SCALE bf_x_scale
-/* Weight rows of a tile of TR activation rows: divisors of DS_LIN_BLOCK. */
-#define LIN_NR(t, TR)                      \
-    ((t) == LIN_I8_DOT ? ((TR) == 1   ? 6  \
-                          : (TR) <= 4 ? 4  \
-                                      : 3) \
-     : (TR) == 1       ? 12                \
-     : (TR) == 2       ? 8                 \
-     : (TR) <= 4       ? 6                 \
-                       : 4)
+/* Weight rows of a tile of 1..6 activation rows: divisors of DS_LIN_BLOCK and, for floats, if they can be, of
+ * attention's blocks of 16 keys. */
+enum { LIN_F1 = 2, LIN_F2 = 4, LIN_F3 = 4, LIN_F4 = 4, LIN_F5 = 4, LIN_F6 = 4 };
+enum { LIN_B1 = 2, LIN_B2 = 4, LIN_B3 = 4, LIN_B4 = 4, LIN_B5 = 4, LIN_B6 = 4 };
+enum { LIN_Q1 = 4, LIN_Q2 = 4, LIN_Q3 = 4, LIN_Q4 = 4, LIN_Q5 = 3, LIN_Q6 = 3 };
+#define LIN_NR(t, TR) ((t) == LIN_BF16_DOT ? LIN_B##TR : (t) == LIN_I8_DOT ? LIN_Q##TR : LIN_F##TR)
 
 #include "kernels/cpu/vec_avx512.h"
 

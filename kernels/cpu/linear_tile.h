@@ -26,7 +26,7 @@ DS_INLINE void lin_tile(const ds_lin *j, const int t, const int NR, const int TR
     vf acc[TILE_N][TILE_T];
     lin_at a;
     const int step = LIN_UNIT_K(t) * (int)lin_elem(t);
-    const int lines = (NR * step + 63) / 64;
+    const int lines = NR * (step > 64 ? step / 64 : 1), period = p->every * (step < 64 ? 64 / step : 1);
     vf *sum = p->sum + (n - p->n0);
     DS_UNROLL
     for (int i = 0; i < NR; i++) {
@@ -44,7 +44,7 @@ DS_INLINE void lin_tile(const ds_lin *j, const int t, const int NR, const int TR
     int due = p->due;
     for (int u = p->u0; u < p->u1; u++) {
         if (--due <= 0) {
-            due = p->every;
+            due = period;
             if (fetch < p->stop) {
                 DS_UNROLL
                 for (int i = 0; i < lines; i++)
@@ -156,7 +156,8 @@ static void lin_finish(const ds_lin *j, const lin_pass *p, int rows)
 }
 
 /* A block of weight rows stays in the first caches while all activation rows pass, and the next block is
- * fetched meanwhile: memory gives each weight once, and works while the products do. */
+ * fetched meanwhile: memory gives each weight once, and works while the products do. With one pass there is
+ * no block to keep, and a short distance ahead is best. */
 static void lin_run_kind(const ds_lin *j, int kind, int n0, int n1)
 {
     typedef void (*rows_fn)(const ds_lin *j, int rows, lin_pass *p);
@@ -172,9 +173,9 @@ static void lin_run_kind(const ds_lin *j, int kind, int n0, int n1)
     lin_pass p = {.sum = sum, .every = passes};
     for (p.n0 = n0; p.n0 < n1; p.n0 = p.n1) {
         p.n1 = n1 - p.n0 < DS_LIN_BLOCK ? n1 : p.n0 + DS_LIN_BLOCK;
-        int next = j->n - p.n1 < DS_LIN_BLOCK ? j->n : p.n1 + DS_LIN_BLOCK;
-        p.fetch = j->w + (size_t)p.n1 * j->w_row;
-        p.stop = j->w + (size_t)next * j->w_row;
+        int ahead = passes == 1 ? FETCH_ROWS : p.n1 - p.n0;
+        p.fetch = j->w + (size_t)(p.n0 + ahead) * j->w_row;
+        p.stop = j->w + (size_t)(p.n1 + ahead < j->n ? p.n1 + ahead : j->n) * j->w_row;
         p.t0 = 0;
         for (int left = passes; left > 0; left--) { /* tiles of nearly equal size */
             int rows = (j->T - p.t0 + left - 1) / left, chunk = X_CHUNK / (x_unit * rows);

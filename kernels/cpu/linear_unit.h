@@ -4,7 +4,8 @@
  * Float weights: a unit is 2 * VW inputs, activations are f32. bf16 weights expand as even and odd elements
  * (a shift, a mask); the packed activations have the same order. int8 weights: a unit is a block of 32 with
  * one scale; activations are rounded to 16 bits with one scale for each block, |error| <= max|x| / 65534, the
- * products of a block are summed as integers without error, and one FMA adds scale * scale * sum. */
+ * products of a block are summed as integers without error, and one FMA adds scale * scale * sum; else
+ * weights become f32 and activations are f32. */
 #ifndef DS_CPU_LINEAR_UNIT_H
 #define DS_CPU_LINEAR_UNIT_H
 
@@ -33,8 +34,9 @@
 
 enum {
     UNIT = 2 * VW,
-    TILE_N = 12,
+    TILE_N = 8,
     TILE_T = 6,
+    FETCH_ROWS = 4,    /* weight rows prefetched ahead of a single pass */
     X_CHUNK = 16 << 10 /* bytes of packed activations that a tile keeps in the first cache */
 };
 
@@ -55,14 +57,14 @@ static size_t lin_elem(int t)
 
 static inline int lin_unit_k(int t)
 {
-    return t == DS_I8 ? DS_I8_BLOCK : UNIT;
+    return t == DS_I8 ? DS_I8_BLOCK : UNIT; /* as floats, UNIT must be the block, too */
 }
 
 static size_t lin_pack_bytes(ds_dtype w, int k)
 {
     size_t unit = (size_t)lin_unit_k(w), units = ((size_t)k + unit - 1) / unit;
-    size_t bytes =
-        w == DS_I8 ? units * (DS_I8_BLOCK * sizeof(int16_t) + sizeof(float)) : units * UNIT * sizeof(float);
+    size_t bytes = LIN_I8_INTEGER && w == DS_I8 ? units * (DS_I8_BLOCK * sizeof(int16_t) + sizeof(float))
+                                                : units * UNIT * sizeof(float);
     return (bytes + 63) & ~(size_t)63;
 }
 
@@ -71,6 +73,7 @@ static inline size_t lin_x_scale(int w, int k)
     return w == DS_I8 ? (size_t)k * sizeof(int16_t) : 0;
 }
 
+#if LIN_I8_INTEGER
 /* A block of 32 as 16-bit integers; returns its scale, NaN when an input is no number. */
 static float lin_pack_block(const float *x, int16_t *ret)
 {
@@ -99,14 +102,17 @@ static void lin_pack_i8(const float *x, int k, char *ret)
         scale[u] =
             lin_pack_block(x + (size_t)u * DS_I8_BLOCK, (int16_t *)(void *)ret + (size_t)u * DS_I8_BLOCK);
 }
+#endif
 
 static void lin_pack(ds_dtype w, const float *x, int k, void *ret)
 {
     float *y = ret;
+#if LIN_I8_INTEGER
     if (w == DS_I8) {
         lin_pack_i8(x, k, ret);
         return;
     }
+#endif
     for (int i = 0; i < k; i += UNIT) {
         float tail[UNIT] = {0};
         const float *src = x + i;
@@ -128,9 +134,18 @@ DS_INLINE vf lin_load(const char *p, int t, int h)
         return h ? vf_bf16_odd(p) : vf_bf16_even(p);
     case DS_F16:
         return vf_load_f16(p + h * VW * 2);
+    case DS_I8:
+        return vf_load_i8(p + h * VW);
     default:
         return vf_load((const float *)(const void *)(p + h * VW * 4));
     }
+}
+
+/* Half h of unit u of weight row i, as f32. */
+DS_INLINE vf lin_weight(const int t, const lin_at *a, int i, int u, const int h)
+{
+    vf v = lin_load(a->w[i], t, h);
+    return vf_keep(t == DS_I8 ? vf_mul(v, vf_set1(a->scale[i][u])) : v);
 }
 
 /* Half h of unit u. The side with fewer rows is held in registers. */
@@ -145,7 +160,7 @@ DS_INLINE void lin_half(const int t, const lin_at *a, vf acc[TILE_N][TILE_T], in
             held[r] = vf_keep(vf_load((const float *)(const void *)(a->x[r] + at)));
         DS_UNROLL
         for (int i = 0; i < NR; i++) {
-            vf v = vf_keep(lin_load(a->w[i], t, h));
+            vf v = lin_weight(t, a, i, u, h);
             DS_UNROLL
             for (int r = 0; r < TR; r++)
                 acc[i][r] = vf_fma(v, held[r], acc[i][r]);
@@ -154,7 +169,7 @@ DS_INLINE void lin_half(const int t, const lin_at *a, vf acc[TILE_N][TILE_T], in
     }
     DS_UNROLL
     for (int i = 0; i < NR; i++)
-        held[i] = lin_load(a->w[i], t, h);
+        held[i] = lin_weight(t, a, i, u, h);
     DS_UNROLL
     for (int r = 0; r < TR; r++) {
         vf v = vf_keep(vf_load((const float *)(const void *)(a->x[r] + at)));
@@ -164,6 +179,7 @@ DS_INLINE void lin_half(const int t, const lin_at *a, vf acc[TILE_N][TILE_T], in
     }
 }
 
+#if LIN_I8_INTEGER
 /* Block u of int8 weights. */
 DS_INLINE void lin_block(const lin_at *a, vf acc[TILE_N][TILE_T], int u, const int NR, const int TR)
 {
@@ -183,16 +199,19 @@ DS_INLINE void lin_block(const lin_at *a, vf acc[TILE_N][TILE_T], int u, const i
             acc[i][r] = vf_fma(vq_dot(w[i], x), vf_mul(scale[i], xs), acc[i][r]);
     }
 }
+#endif
 
 /* Unit u, the weights' rows standing at it; whole = 0: a last one, padded with zeros. */
 DS_INLINE void lin_unit(const int t, const lin_at *a, vf acc[TILE_N][TILE_T], int u, const int NR,
                         const int TR, const int whole)
 {
     (void)whole;
+#if LIN_I8_INTEGER
     if (t == DS_I8) {
         lin_block(a, acc, u, NR, TR);
         return;
     }
+#endif
     lin_half(t, a, acc, u, 0, NR, TR);
     lin_half(t, a, acc, u, 1, NR, TR);
 }

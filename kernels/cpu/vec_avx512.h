@@ -151,15 +151,4 @@ static inline void vf_store_zip(float *p, vf even, vf odd)
     _mm512_storeu_ps(p, _mm512_permutex2var_ps(even, lo, odd));
     _mm512_storeu_ps(p + 16, _mm512_permutex2var_ps(even, hi, odd));
 }
-/* 32 int8 widened; vq_dot: lane sums of their products with 32 int16, below 2^24 and so exact in f32. */
-typedef __m512i vq;
-static inline vq vq_load(const void *p)
-{
-    return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p));
-}
-static inline vf vq_dot(vq w, const int16_t *x)
-{
-    return _mm512_cvtepi32_ps(_mm512_madd_epi16(w, _mm512_loadu_si512(x)));
-}
-
 #endif

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Times forward passes of llama.cpp (PyPI: llama-cpp-python, gguf) on the weights of a Qwen3 folder, side by side with
-ours: for each row count one round of `dspark-bench forward` and one of llama.cpp, interleaved, medians and spread.
+ours: each round runs `dspark-bench forward` over all row counts, then llama.cpp over the same; medians and spread.
 
 Usage: peer_llama_cpp.py --model DIR --bench build/release/bin/dspark-bench [--weights bf16|int8] [--rows 1,2,4,8]
-Rows are one sequence's consecutive tokens, logits wanted for all of them: what a verification step is.
+Rows are one sequence's consecutive tokens, logits wanted for all of them: what a verification step is. Above 64 rows
+logits are wanted for the last one only: prefill.
 """
 import argparse
 import ctypes
@@ -17,6 +18,9 @@ import time
 import gguf
 import llama_cpp
 import numpy as np
+
+CONTEXT = 64  # tokens already cached
+PREFILL = 64  # more rows than this are a prefill: logits of the last one
 
 NAMES = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
@@ -105,7 +109,8 @@ class Peer:
         b.n_tokens = rows
         for i in range(rows):
             b.token[i] = (17 * i + 3) % self.vocab
-            b.pos[i], b.n_seq_id[i], b.seq_id[i][0], b.logits[i] = start + i, 1, 0, 1
+            b.pos[i], b.n_seq_id[i], b.seq_id[i][0] = start + i, 1, 0
+            b.logits[i] = rows <= PREFILL or i + 1 == rows
         mem = llama_cpp.llama_get_memory(self.ctx)
         llama_cpp.llama_memory_seq_rm(mem, 0, start, -1)
         t = time.perf_counter()
@@ -115,11 +120,23 @@ class Peer:
         return time.perf_counter() - t
 
 
-def ours(args, rows, iterations):
-    cmd = [args.bench, "forward", "--model", str(args.model), "--rows", str(rows), "--threads", str(args.threads),
-           "--weights", "int8" if args.weights == "int8" else "auto", "--iterations", str(iterations), "--json", "-"]
+def ours(args, rows, logits):
+    """Seconds (median) of a pass for each row count."""
+    cmd = [args.bench, "forward", "--model", str(args.model), "--rows", ",".join(map(str, rows)), "--threads",
+           str(args.threads), "--weights", "int8" if args.weights == "int8" else "auto", "--context", str(CONTEXT),
+           "--logits", logits, "--reps", str(args.reps), "--no-progress", "--json", "-"]
     out = json.loads(subprocess.run(cmd, check=True, capture_output=True, text=True).stdout)
-    return out["results"][0]["median_ms"] / 1e3
+    return {p["rows"]: p["median_ms"] / 1e3 for p in out["passes"]}
+
+
+def one_round(args, peer, rows):
+    a, b = {}, {}
+    for logits, some in (("all", [r for r in rows if r <= PREFILL]), ("last", [r for r in rows if r > PREFILL])):
+        if some:
+            a.update(ours(args, some, logits))
+            peer.forward(some[0], CONTEXT)
+            b.update({r: statistics.median(peer.forward(r, CONTEXT) for _ in range(args.reps)) for r in some})
+    return a, b
 
 
 def main():
@@ -130,6 +147,7 @@ def main():
     p.add_argument("--rows", default="1,2,4,8,16,32,64,512")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--reps", type=int, default=3, help="passes of each row count in a round, at least 3")
     args = p.parse_args()
     vocab = json.loads((args.model / "config.json").read_text())["vocab_size"]
     with tempfile.TemporaryDirectory() as tmp:
@@ -138,19 +156,15 @@ def main():
         peer = Peer(path, args.threads, vocab)
         print(f"{args.weights}, {args.threads} threads, {args.rounds} interleaved rounds; ms per pass: median (min..max)")
         print(f"{'rows':>5} {'dsparkd':>24} {'x 1 row':>8} {'llama.cpp':>24} {'x 1 row':>8} {'ratio':>6}")
-        one = None
-        for rows in [int(r) for r in args.rows.split(",")]:
-            iterations = 3 if rows > 64 else 8
-            a, b = [], []
-            for _ in range(args.rounds):
-                a.append(ours(args, rows, iterations))
-                peer.forward(rows, 64)
-                b.append(statistics.median(peer.forward(rows, 64) for _ in range(iterations)))
-            ma, mb = statistics.median(a), statistics.median(b)
-            one = one or (ma, mb)
-            text = [f"{1e3 * m:.2f} ({1e3 * min(v):.2f}..{1e3 * max(v):.2f})" for m, v in ((ma, a), (mb, b))]
+        rows = [int(r) for r in args.rows.split(",")]
+        rounds = [one_round(args, peer, rows) for _ in range(args.rounds)]
+        for r in rows:
+            a, b = [x[r] for x, _ in rounds], [y[r] for _, y in rounds]
+            one = statistics.median(x[r] / x[rows[0]] for x, _ in rounds), statistics.median(
+                y[r] / y[rows[0]] for _, y in rounds)
+            text = [f"{1e3 * statistics.median(v):.2f} ({1e3 * min(v):.2f}..{1e3 * max(v):.2f})" for v in (a, b)]
             ratio = statistics.median(y / x for x, y in zip(a, b))
-            print(f"{rows:>5} {text[0]:>24} {ma / one[0]:>8.2f} {text[1]:>24} {mb / one[1]:>8.2f} {ratio:>6.2f}", flush=True)
+            print(f"{r:>5} {text[0]:>24} {one[0]:>8.2f} {text[1]:>24} {one[1]:>8.2f} {ratio:>6.2f}", flush=True)
 
 
 if __name__ == "__main__":
