@@ -27,7 +27,7 @@ def test_corpus_to_calibrated_draft(tmp_path):
     corpus.mkdir()
     rng = random.Random(1)
     rows = [{"id": f"m/{i}", "text": f"Question: What is {a} plus {b}?\nAnswer: {a} + {b} = {a + b}.\n#### {a + b}"}
-            for i in range(200) for a, b in [(rng.randrange(50), rng.randrange(50))]]
+            for i in range(200) for a, b in [(i, rng.randrange(50))]] # no two questions alike
     (corpus / "math-gsm8k.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     run("prepare.py", "--corpus", corpus, "--out", work, "--vocab", 320, "--prompts", 200, "--holdout-prompts", 4)
     held = (work / "holdout" / "gsm8k.jsonl").read_text()
