@@ -88,7 +88,8 @@ class Blocks:
         self.label = ids[row, inside + 1].view(*pos.shape)
         with autocast(device):
             hidden, self.taps = m.hidden(ids[:, :-1], taps)
-        self.target = hidden[row, inside].view(*pos.shape, -1)
+        target = hidden[row, inside].flatten(0, 1)
+        self.p = torch.cat([m.lm_head(t).float().softmax(-1) for t in target.split(16384)])
         context = torch.arange(T, device=device) < self.at.repeat_interleave(gamma, 1)[..., None]
         own = torch.arange(per_row, device=device).repeat_interleave(gamma)
         own = (own[:, None] == own).expand(B, -1, -1)
@@ -101,13 +102,11 @@ def autocast(device):
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
-def losses(h, target, bias, head, label, z, weight):
+def losses(h, p, bias, head, label, z, weight):
     """Weighted means of cross-entropy, L1 and confidence losses, and the expected acceptance of each slot.
-    h, target [N, C] hidden rows of draft and target; head [V, C]; label, weight, z [N]."""
+    h [N, C] the draft's hidden rows; p [N, V] the target's distributions; head [V, C]; label, weight, z [N]."""
     logits = (F.linear(h, head) + bias).float()
     q = torch.log_softmax(logits, -1)
-    with torch.no_grad():
-        p = torch.softmax(F.linear(target, head).float(), -1)
     l1 = (q.exp() - p).abs().sum(-1)
     accept = (1 - 0.5 * l1.detach()).clamp(0, 1)
     total = weight.sum() + 1e-6
@@ -124,7 +123,7 @@ def forward(d, m, b, loss_fn):
                    lambda i, layer: layer.kv(ctx, b.rope_context), b.mask)
     bias, e = d.bias(b.prev.flatten())
     h = h.flatten(0, 1)
-    ce, l1, conf, accept = loss_fn(h, b.target.flatten(0, 2), bias, m.lm_head.weight, b.label.flatten(),
+    ce, l1, conf, accept = loss_fn(h, b.p, bias, m.lm_head.weight, b.label.flatten(),
                                    d.confidence(h, e), b.weight.flatten())
     loss = 0.1 * ce + 0.9 * l1 + conf if d.rank else ce
     return loss, accept.view(b.label.shape)
@@ -151,7 +150,7 @@ def held_out(m, models, gens, a, device):
 
 def train(m, models, gens, a, device):
     log = open(a.out / "log.jsonl", "a", buffering=1)
-    opt = {k: torch.optim.AdamW(d.parameters(), betas=(.9, .999), weight_decay=0, fused=device.type == "cuda")
+    opt = {k: torch.optim.AdamW(d.parameters(), betas=(.9, .99), weight_decay=0, fused=device.type == "cuda")
            for k, d in models.items()}
     step, spent, state_file = 0, 0.0, a.out / "state.pt"
     if state_file.exists():
@@ -160,7 +159,11 @@ def train(m, models, gens, a, device):
         for k in models:
             models[k].load_state_dict(s["model"][k])
             opt[k].load_state_dict(s["opt"][k])
-    loss_fn = torch.compile(losses, dynamic=False) if device.type == "cuda" else losses
+    loss_fn = losses
+    if device.type == "cuda":
+        loss_fn = torch.compile(losses, dynamic=False)
+        for layer in [x for d in models.values() for x in d.layers]:
+            layer.qkv, layer.kv, layer.finish = (torch.compile(f, dynamic=False) for f in (layer.qkv, layer.kv, layer.finish))
     source = plan(gens.train, a.tokens, np.random.default_rng(11 + step))
     begin, next_eval = time.monotonic() - spent, 0.1
     while True:
@@ -214,9 +217,9 @@ def main():
     p.add_argument("--block", type=int, default=7)
     p.add_argument("--minutes", type=float, default=0)
     p.add_argument("--steps", type=int, default=0)
-    p.add_argument("--tokens", type=int, default=32768, help="tokens a step")
+    p.add_argument("--tokens", type=int, default=16384, help="tokens a step")
     p.add_argument("--spacing", type=int, default=8, help="one anchor for so many tokens of a row")
-    p.add_argument("--lr", type=float, default=1e-3)
+    p.add_argument("--lr", type=float, default=1.5e-3)
     p.add_argument("--device", default="auto")
     a = p.parse_args()
     if not a.minutes and not a.steps:
@@ -235,7 +238,7 @@ def main():
     for v in a.variant or ["dspark:layers=1,rank=64"]:
         name, layers, rank = parse_variant(v)
         d = drafts.Draft(drafts.draft_config(m.conf, layers, a.taps, a.block, rank, rank > 0)).to(device)
-        d.init_weights()
+        d.init_weights(m)
         models[name] = d
         print(f"{name}: {sum(q.numel() for q in d.parameters()) / 1e6:.2f} M parameters", flush=True)
     gens = Gens(a.gens, a.block)

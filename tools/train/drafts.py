@@ -43,10 +43,17 @@ class Draft(nn.Module):
         if c.enable_confidence_head:
             self.confidence_head = ConfidenceHead(c.hidden_size + (self.rank if c.confidence_head_with_markov else 0))
 
-    def init_weights(self):
-        for name, p in self.named_parameters():
-            if p.dim() == 2 and "_head." not in name:
-                nn.init.normal_(p, std=0.02)
+    @torch.no_grad()
+    def init_weights(self, m):
+        """Layers start as the target's last ones, and the context as the last tap, which these layers know to read."""
+        c = self.conf
+        nn.init.normal_(self.fc.weight, std=0.002)
+        self.fc.weight[:, -c.hidden_size:] += torch.eye(c.hidden_size, device=self.fc.weight.device)
+        last = m.model.layers[-len(self.layers):]
+        for own, theirs in zip(self.layers, last):
+            own.load_state_dict(theirs.state_dict())
+        self.hidden_norm.load_state_dict(last[-1].input_layernorm.state_dict())
+        self.norm.load_state_dict(m.model.norm.state_dict())
 
     def context(self, taps):
         return self.hidden_norm(self.fc(taps))

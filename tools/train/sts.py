@@ -1,9 +1,11 @@
 """Sequential temperature scaling: fit on rounds of whole blocks, and calibration errors before and after.
 
-  python tools/train/sts.py --rounds DIR/calibration.npz --draft DIR [--check DIR/holdout.npz]
+  python tools/train/sts.py --rounds a.npz b.npz --draft DIR
 
-Rounds come from evaluate.py (temperature 1, every draft verified). Writes DRAFT/sts.json, which the server reads:
-{"temperatures": [T_1..T_gamma], ...}; T_k is the grid's best for the calibration error of the product up to slot k.
+Rounds come from evaluate.py (temperature 1, every draft verified). Writes DIR/sts.json, which the server reads:
+{"temperatures": [T_1..T_gamma], ...}, fitted on all rounds: T_k is the grid's best for the calibration error of the
+product up to slot k. Each file is a fold, and should come from prompts of its own: the errors after scaling are those of
+rounds whose temperatures were fitted on the other files. With one file they are of the rounds that were fitted.
 """
 import argparse
 import json
@@ -51,29 +53,38 @@ def fit(z, n, whole):
     return out
 
 
-def errors(z, n, whole, temperatures):
-    p, y = survivals(z, temperatures), outcomes(n, z.shape[1])
-    return [float(ece(p[whole > k, k], y[whole > k, k])) for k in range(z.shape[1])]
-
-
 def load(path):
     r = np.load(path)
     return r["z"].astype(np.float64), r["n"], r["whole"]
 
 
+def out_of_fold(folds):
+    """Predictions [N, gamma] for every round from temperatures that were fitted on the other folds."""
+    p = []
+    for i, own in enumerate(folds):
+        rest = [f for j, f in enumerate(folds) if j != i] or [own]
+        p.append(survivals(own[0], np.array(fit(*(np.concatenate(c) for c in zip(*rest))))))
+    return np.concatenate(p)
+
+
+def slot_errors(p, n, whole):
+    y = outcomes(n, p.shape[1])
+    return [float(ece(p[whole > k, k], y[whole > k, k])) for k in range(p.shape[1])]
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--rounds", type=pathlib.Path, required=True)
+    p.add_argument("--rounds", type=pathlib.Path, nargs="+", required=True)
     p.add_argument("--draft", type=pathlib.Path, required=True)
-    p.add_argument("--check", type=pathlib.Path, help="rounds of other prompts, for the errors that are reported")
     a = p.parse_args()
-    z, n, whole = load(a.rounds)
+    folds = [load(f) for f in a.rounds]
+    z, n, whole = (np.concatenate(c) for c in zip(*folds))
     temperatures = fit(z, n, whole)
-    zc, nc, wc = load(a.check or a.rounds)
-    before, after = errors(zc, nc, wc, np.ones(z.shape[1])), errors(zc, nc, wc, np.array(temperatures))
+    before = slot_errors(survivals(z, np.ones(z.shape[1])), n, whole)
+    after = slot_errors(out_of_fold(folds), n, whole)
     (a.draft / "sts.json").write_text(json.dumps(
         {"temperatures": temperatures, "rounds": len(z), "sampling": "temperature 1, whole blocks",
-         "checked_on": len(zc), "ece_before": before, "ece_after": after}, indent=2) + "\n")
+         "out_of_fold": len(folds) > 1, "ece_before": before, "ece_after": after}, indent=2) + "\n")
     print("slot  T      ECE before  after")
     for k, t in enumerate(temperatures):
         print(f"{k + 1:4}  {t:.3f}  {before[k]:9.2%}  {after[k]:.2%}")
