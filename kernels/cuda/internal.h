@@ -151,11 +151,12 @@ __device__ __forceinline__ void ds_pdl_next(void)
 #endif
 }
 
-/* Launch with programmatic dependence on the kernel before; the error code of the launch. Every kernel asks for the same
- * split of a multiprocessor's memory, all shared: kernels with different splits never share one, and a product that waits
- * for the norm before it would start late. */
+/* Launch with programmatic dependence on the kernel before; the error code of the launch. Every kernel asks
+ * for the same split of a multiprocessor's memory, all shared: kernels with different splits never share one,
+ * and a product that waits for the norm before it would start late. */
 template <typename... P, typename... A>
-static inline ds_code ds_launch(ds_cuda *c, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, A... args)
+static inline ds_code ds_launch(ds_cuda *c, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem,
+                                A... args)
 {
     if (c->lost)
         return DS_ELOST;
