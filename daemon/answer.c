@@ -181,6 +181,22 @@ void ds_sse_end(ds_request *r, const char *object, const char *path)
         ds_hconn_finish(r->peer);
 }
 
+/* Where each token came from, as three lists. */
+static ds_code put_origins(ds_buf *out, const ds_origin *o, int n)
+{
+    static const char *const SOURCES[] = {"plain", "accepted", "corrected", "bonus"};
+    DS_TRY(ds_buf_puts(out, ",\"provenance\":{\"source\":["));
+    for (int i = 0; i < n; i++)
+        DS_TRY(ds_buf_printf(out, "%s\"%s\"", i ? "," : "", SOURCES[o[i].source & 3]));
+    DS_TRY(ds_buf_puts(out, "],\"slot\":["));
+    for (int i = 0; i < n; i++)
+        DS_TRY(ds_buf_printf(out, "%s%d", i ? "," : "", o[i].slot));
+    DS_TRY(ds_buf_puts(out, "],\"confidence\":["));
+    for (int i = 0; i < n; i++)
+        DS_TRY(ds_buf_printf(out, "%s%.4f", i ? "," : "", (double)o[i].confidence));
+    return ds_buf_puts(out, "]}");
+}
+
 ds_code ds_answer_ids(ds_choice *c, ds_buf *out, int from, int with_prompt)
 {
     const ds_prompt *p = &c->req->prompt[c->prompt];
@@ -188,8 +204,9 @@ ds_code ds_answer_ids(ds_choice *c, ds_buf *out, int from, int with_prompt)
     if (c->req->params.return_speculation) {
         DS_TRY(ds_buf_puts(out, ",\"accepted_draft\":["));
         for (int i = 0; i < n; i++)
-            DS_TRY(ds_buf_puts(out, &(c->drafted[from + i] ? ",1" : ",0")[i == 0]));
+            DS_TRY(ds_buf_puts(out, &(c->origin[from + i].drafted ? ",1" : ",0")[i == 0]));
         DS_TRY(ds_buf_append(out, "]", 1));
+        DS_TRY(put_origins(out, c->origin + from, n));
     }
     if (!c->req->params.return_token_ids)
         return DS_OK;

@@ -90,7 +90,7 @@ void ds_choice_close(ds_choice *c)
     if (c->parser)
         ds_chat_parser_close(c->parser);
     free(c->out);
-    free(c->drafted);
+    free(c->origin);
     ds_buf_free(&c->text);
     ds_buf_free(&c->reasoning);
     ds_buf_free(&c->calls);
@@ -147,22 +147,33 @@ static ds_code give_text(ds_choice *c, const char *text, size_t len)
     return c->parser ? ds_chat_parser_push(c->parser, text, len) : ds_buf_append(&c->text, text, len);
 }
 
+static ds_origin origin_of(const ds_pb_tokens *t, size_t i)
+{
+    ds_origin o = {.drafted = t->n_accepted_draft && t->accepted_draft[i]};
+    if (t->n_source) {
+        o.source = (unsigned char)t->source[i];
+        o.slot = (unsigned char)t->draft_slot[i];
+        o.confidence = t->draft_confidence[i];
+    }
+    return o;
+}
+
 /* One generated token. Its text is hidden when it is what ends the answer. */
-static ds_code take_token(ds_choice *c, int32_t id, int drafted, const ds_pb_logprob *lp)
+static ds_code take_token(ds_choice *c, int32_t id, ds_origin origin, const ds_pb_logprob *lp)
 {
     if (c->n_out == c->cap_out) {
         int cap = c->cap_out ? c->cap_out * 2 : 64;
         int32_t *out = realloc(c->out, (size_t)cap * sizeof *out);
         c->out = out ? out : c->out;
-        unsigned char *flags = realloc(c->drafted, (size_t)cap);
-        c->drafted = flags ? flags : c->drafted;
-        if (!out || !flags)
+        ds_origin *origins = realloc(c->origin, (size_t)cap * sizeof *origins);
+        c->origin = origins ? origins : c->origin;
+        if (!out || !origins)
             return DS_ENOMEM;
         c->cap_out = cap;
     }
-    c->drafted[c->n_out] = (unsigned char)drafted;
+    c->origin[c->n_out] = origin;
     c->out[c->n_out++] = id;
-    c->accepted += (uint32_t)drafted;
+    c->accepted += origin.drafted;
     if (c->req->params.score_only)
         return DS_OK;
     if (lp && !c->req->sink->tokens)
@@ -293,14 +304,14 @@ void ds_choice_tokens(void *ctx, const ds_pb_tokens *t)
             fail(c, DS_EPROTO, "the worker sent no log-probabilities");
             return;
         }
-        int drafted = t->n_accepted_draft && t->accepted_draft[i];
-        ds_code code = take_token(c, t->ids[i], drafted, want ? t->logprobs[i] : NULL);
+        ds_origin origin = origin_of(t, i);
+        ds_code code = take_token(c, t->ids[i], origin, want ? t->logprobs[i] : NULL);
         if (code) {
             fail(c, code, "the answer could not be assembled");
             return;
         }
         if (i + 1 < t->n_ids && c->finish == FINISH_NONE)
-            end_run(c, drafted, t->n_accepted_draft && t->accepted_draft[i + 1]);
+            end_run(c, origin.drafted, origin_of(t, i + 1).drafted);
     }
     c->rejected += t->rejected_draft;
     for (size_t i = (size_t)(c->n_out - before); i < t->n_accepted_draft; i++)

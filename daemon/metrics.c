@@ -53,7 +53,7 @@ void ds_metrics_http(ds_daemon *d, const char *path, int status)
 /* One number of a worker's Stats, mirrored. */
 typedef struct column {
     const char *name, *help;
-    enum { U32, U64, NS } type;
+    enum { U32, U64, F64, NS } type;
     size_t offset;
     int gauge;
 } column;
@@ -83,6 +83,21 @@ static const column COLUMNS[] = {
     COL("draft_passes_total", draft_passes, U64, 0, "Draft passes"),
     COL("draft_skips_total", draft_skips, U64, 0, "Steps in which drafting was left out as a loss"),
     COL("draft_seconds_total", draft_ns, NS, 0, "Time spent in draft passes"),
+    COL("draft_request_skips_total", draft_request_skips, U64, 0,
+        "Requests not drafted for in a step, likewise"),
+    COL("schedule_seconds_total", sched_ns, NS, 0, "Time spent deciding what to draft and what to verify"),
+    COL("verify_budget", verify_budget, U32, 1, "Drafts that the last step verified"),
+    COL("drafted_step_seconds_total", drafted_step_ns, NS, 0, "Time of steps that drafted"),
+    COL("plain_step_seconds_total", plain_step_ns, NS, 0,
+        "Time that plain decoding of their tokens would have taken"),
+    COL("speculation_regret", regret, F64, 1, "Share of its time that drafting loses now; negative: it wins"),
+    COL("guard_offs_total", guard_offs, U64, 0, "Times drafting was turned off because it lost"),
+    COL("guard_bands_off", guard_bands_off, U32, 1,
+        "Numbers of requests (powers of two) at which drafting is off because it lost"),
+    COL("calibration_error", calibration_error, F64, 1, "Expected calibration error of live confidences"),
+    COL("calibration_drift", calibration_drift, U32, 1, "1 when confidences are off by more than fitted"),
+    COL("calibration_refits_total", calibration_refits, U64, 0, "New confidence temperatures taken into use"),
+    COL("calibration_rollbacks_total", calibration_rollbacks, U64, 0, "Of them, taken back"),
     COL("busy_seconds_total", busy_ns, NS, 0, "Time spent in steps"),
     COL("last_step_seconds", last_step_ns, NS, 1, "Duration of the last step"),
     COL("rss_bytes", rss_bytes, U64, 1, "Resident memory"),
@@ -123,6 +138,9 @@ static ds_code show_drafts(ds_daemon *d, const ds_worker *w)
         ds_metric_set(ds_metric_counter(m, "dspark_spec_decode_num_draft_tokens_per_pos_total", labels.data,
                                         "Drafted tokens verified, by position in the block"),
                       (double)s->draft_tokens_at[i]);
+        ds_metric_set(ds_metric_gauge(m, "dspark_spec_decode_calibration_error_per_pos", labels.data,
+                                      "Calibration error of live confidences, by position in the block"),
+                      i < s->n_calibration_error_at ? s->calibration_error_at[i] : 0);
     }
     ds_buf_free(&labels);
     return code;
@@ -142,9 +160,10 @@ static ds_code show_worker(ds_daemon *d, const ds_worker *w)
     for (size_t i = 0; i < sizeof COLUMNS / sizeof *COLUMNS && code == DS_OK; i++) {
         const column *c = &COLUMNS[i];
         const void *at = (const char *)&w->stats + c->offset;
-        double v = c->type == U32  ? (double)*(const uint32_t *)at
-                   : c->type == NS ? (double)*(const uint64_t *)at * 1e-9
-                                   : (double)*(const uint64_t *)at;
+        double v = c->type == U32   ? (double)*(const uint32_t *)at
+                   : c->type == F64 ? *(const double *)at
+                   : c->type == NS  ? (double)*(const uint64_t *)at * 1e-9
+                                    : (double)*(const uint64_t *)at;
         ds_metric_set(c->gauge ? ds_metric_gauge(d->metrics, c->name, labels.data, c->help)
                                : ds_metric_counter(d->metrics, c->name, labels.data, c->help),
                       v);

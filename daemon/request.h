@@ -41,6 +41,11 @@ typedef struct ds_prompt {
     ds_buf echo; /* completions with echo: what the prompt reads */
 } ds_prompt;
 
+typedef struct ds_origin { /* of a token: Tokens.source, draft_slot and draft_confidence */
+    unsigned char drafted, source, slot;
+    float confidence;
+} ds_origin;
+
 struct ds_choice {
     ds_request *req;
     ds_choice *next, *prev; /* admission queue */
@@ -55,7 +60,7 @@ struct ds_choice {
     int barren;    /* of them, the last in a row that gave it no token; the first always counts */
     char avoid[DS_MAX_NAME_BYTES + 1]; /* the last of them */
     int32_t *out;                      /* [n_out] every token generated so far; a new worker gets them */
-    unsigned char *drafted;            /* [n_out] 1: an accepted draft */
+    ds_origin *origin;                 /* [n_out] where each came from */
     int n_out, cap_out;
     int n_prompt_lp; /* prompt positions whose log-probabilities have come */
     ds_finish_reason finish;

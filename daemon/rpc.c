@@ -71,6 +71,7 @@ static void on_tokens(ds_choice *c, const ds_pb_tokens *t, int n)
     m.n_ids = (size_t)n;
     m.n_logprobs = t->n_logprobs ? (size_t)n : 0;
     m.n_accepted_draft = t->n_accepted_draft ? (size_t)n : 0;
+    m.n_source = m.n_draft_slot = m.n_draft_confidence = t->n_source ? (size_t)n : 0;
     for (size_t i = (size_t)n; i < t->n_accepted_draft; i++)
         m.rejected_draft += t->accepted_draft[i] != 0;
     m.text = c->text.len && q->want_text ? c->text.data : (char *)"";
@@ -337,6 +338,16 @@ static void on_stats(ds_rpc *r, client *c)
         sum.draft_skips += s->draft_skips;
         sum.draft_ns += s->draft_ns;
         sum.proposed_tokens += s->proposed_tokens;
+        sum.sched_ns += s->sched_ns;
+        sum.verify_budget += s->verify_budget;
+        sum.draft_request_skips += s->draft_request_skips;
+        sum.drafted_step_ns += s->drafted_step_ns;
+        sum.plain_step_ns += s->plain_step_ns;
+        sum.guard_offs += s->guard_offs;
+        sum.guard_bands_off += s->guard_bands_off;
+        sum.calibration_drift |= s->calibration_drift;
+        sum.calibration_refits += s->calibration_refits;
+        sum.calibration_rollbacks += s->calibration_rollbacks;
         sum.rss_bytes += s->rss_bytes;
     }
     sum.workers = list;

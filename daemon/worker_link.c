@@ -258,7 +258,7 @@ static void on_error(ds_links *l, ds_worker *w, const ds_pb_error *e)
 
 static void on_stats(ds_worker *w, const ds_pb_stats *s)
 {
-    ds_frame_keep_stats(s, &w->stats, w->stats_at);
+    ds_frame_keep_stats(s, &w->stats, &w->stats_at);
     w->stats.worker = w->name;
 }
 

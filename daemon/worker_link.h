@@ -35,7 +35,7 @@ typedef struct ds_worker {
     ds_pb_caps caps; /* its strings and eos point into this struct */
     int32_t eos[DS_MAX_STOP_TOKENS];
     ds_pb_stats stats; /* last; its lists point into stats_at, workers are cleared */
-    uint64_t stats_at[2 * DS_MAX_DRAFT_TOKENS];
+    ds_stats_lists stats_at;
 } ds_worker;
 
 /* What the owner of the flights is told. `owner` is the pointer given to ds_links_submit. */

@@ -340,22 +340,28 @@ ds_code ds_frame_recv(void *sock, ds_peer *ret_peer, ds_frame *f, ds_err *err)
     return code;
 }
 
-static size_t keep_list(const uint64_t *from, size_t n, uint64_t *to)
+/* A list of 8-byte numbers. */
+static size_t keep_list(const void *from, size_t n, void *to)
 {
     n = n < DS_MAX_DRAFT_TOKENS ? n : DS_MAX_DRAFT_TOKENS;
     if (n)
-        memcpy(to, from, n * sizeof *to);
+        memcpy(to, from, n * 8);
     return n;
 }
 
-void ds_frame_keep_stats(const ds_pb_stats *s, ds_pb_stats *ret, uint64_t at[2 * DS_MAX_DRAFT_TOKENS])
+void ds_frame_keep_stats(const ds_pb_stats *s, ds_pb_stats *ret, ds_stats_lists *at)
 {
     *ret = *s;
     ret->workers = NULL;
     ret->n_workers = 0;
-    ret->draft_tokens_at = at;
-    ret->n_draft_tokens_at = keep_list(s->draft_tokens_at, s->n_draft_tokens_at, at);
-    ret->accepted_tokens_at = at + DS_MAX_DRAFT_TOKENS;
+    ret->draft_tokens_at = at->draft_tokens;
+    ret->n_draft_tokens_at = keep_list(s->draft_tokens_at, s->n_draft_tokens_at, at->draft_tokens);
+    ret->accepted_tokens_at = at->accepted_tokens;
     ret->n_accepted_tokens_at =
-        keep_list(s->accepted_tokens_at, s->n_accepted_tokens_at, ret->accepted_tokens_at);
+        keep_list(s->accepted_tokens_at, s->n_accepted_tokens_at, at->accepted_tokens);
+    ret->calibration_error_at = at->calibration_error;
+    ret->n_calibration_error_at =
+        keep_list(s->calibration_error_at, s->n_calibration_error_at, at->calibration_error);
+    ret->temperatures = at->temperatures;
+    ret->n_temperatures = keep_list(s->temperatures, s->n_temperatures, at->temperatures);
 }

@@ -70,9 +70,13 @@ ds_code ds_frame_recv(void *sock, ds_peer *ret_peer, ds_frame *f, ds_err *err);
 ds_pb_envelope ds_frame_wrap(Dspark__V1__Envelope__BodyCase kind, void *body);
 const char *ds_frame_kind(const ds_pb_envelope *env); /* "submit", "tokens", ...; "none" */
 
+typedef struct ds_stats_lists { /* room for the lists by position of one Stats */
+    uint64_t draft_tokens[DS_MAX_DRAFT_TOKENS], accepted_tokens[DS_MAX_DRAFT_TOKENS];
+    double calibration_error[DS_MAX_DRAFT_TOKENS], temperatures[DS_MAX_DRAFT_TOKENS];
+} ds_stats_lists;
 /* ds_frame_keep_stats: a Stats that outlives its frame: its lists by position move to `at`, at most
  * DS_MAX_DRAFT_TOKENS of each; `workers` are left out, `worker` is the frame's. */
-void ds_frame_keep_stats(const ds_pb_stats *s, ds_pb_stats *ret, uint64_t at[2 * DS_MAX_DRAFT_TOKENS]);
+void ds_frame_keep_stats(const ds_pb_stats *s, ds_pb_stats *ret, ds_stats_lists *at);
 
 /* ds_utf8_valid: 1 when the n bytes are well-formed UTF-8 (no overlong form, surrogate, or value > U+10FFFF).
  */

@@ -211,6 +211,16 @@ ds_code ds_proto_validate_tokens(const ds_pb_tokens *t, const ds_pb_caps *caps, 
     if (t->n_accepted_draft && t->n_accepted_draft != t->n_ids)
         return ds_err_field(err, DS_EPROTO, "accepted_draft", "Tokens has %zu accepted_draft for %zu ids",
                             t->n_accepted_draft, t->n_ids);
+    if ((t->n_source || t->n_draft_slot || t->n_draft_confidence) &&
+        (t->n_source != t->n_ids || t->n_draft_slot != t->n_ids || t->n_draft_confidence != t->n_ids))
+        return ds_err_field(err, DS_EPROTO, "source", "Tokens has provenance of %zu, %zu and %zu for %zu ids",
+                            t->n_source, t->n_draft_slot, t->n_draft_confidence, t->n_ids);
+    for (size_t i = 0; i < t->n_source; i++)
+        if ((unsigned)t->source[i] > DSPARK__V1__TOKENS__SOURCE__BONUS ||
+            t->draft_slot[i] > DS_MAX_DRAFT_TOKENS + 1 ||
+            !(t->draft_confidence[i] >= 0 && t->draft_confidence[i] <= 1))
+            return ds_err_field(err, DS_EPROTO, "source", "Tokens has provenance %d, slot %u, confidence %g",
+                                (int)t->source[i], t->draft_slot[i], (double)t->draft_confidence[i]);
     for (size_t i = 0; i < t->n_ids; i++)
         if (t->ids[i] < 0 || t->ids[i] >= limit)
             return ds_err_field(err, DS_EPROTO, "ids", "token id %d outside [0, %" PRId64 "]", t->ids[i],

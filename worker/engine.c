@@ -451,7 +451,8 @@ static void commit(ds_engine *e, const ds_plan_item *it, const ds_sample_out *ou
                                   .first = first,
                                   .stop_id = -1,
                                   .n_accepted = emitted,
-                                  .n_rejected = it->n_verify - emitted});
+                                  .n_rejected = it->n_verify - emitted,
+                                  .survival = q->survival});
     }
     if (how != DS_FINISH_NONE)
         finish(e, q, how);

@@ -74,6 +74,7 @@ typedef struct ds_event {
     const ds_sample_out *token; /* PROMPT: positions first..first+n-1 of the prompt; TOKENS: n new tokens */
     int n_accepted;             /* TOKENS: the first n_accepted of them were drafted */
     int n_rejected;             /* TOKENS: drafts verified beside them that were not emitted */
+    const float *survival;      /* TOKENS: [n_accepted + n_rejected] of the verified drafts (spec.h) */
     int n, first;               /* first of TOKENS: index of token[0] in the output, resumed tokens counted */
     ds_finish finish;           /* DONE */
     int32_t stop_id; /* DONE with STOP: the id that ended it, else -1. It was emitted and counted as the last

@@ -145,7 +145,7 @@ void ds_link_flush(ds_link *l, const ds_pb_stats *stats)
 {
     pthread_mutex_lock(&l->lock);
     int any = l->out.len > 0 || l->credits_owed > 0;
-    ds_frame_keep_stats(stats, &l->stats, l->stats_at);
+    ds_frame_keep_stats(stats, &l->stats, &l->stats_at);
     pthread_mutex_unlock(&l->lock);
     if (any)
         wake(l);

@@ -42,7 +42,7 @@ struct ds_link {
     int overflow; /* out was full: the router does not read */
     ds_buf out;   /* frames to send, each after its length (u32) */
     ds_pb_stats stats;
-    uint64_t stats_at[2 * DS_MAX_DRAFT_TOKENS];
+    ds_stats_lists stats_at;
 
     /* socket thread only */
     link_state state;

@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,7 +22,9 @@ struct ds_serve {
     uint64_t deadline_ns; /* 0: none */
     /* scratch of one Tokens frame */
     int32_t ids[CHUNK];
-    uint32_t accepted[CHUNK];
+    uint32_t accepted[CHUNK], slot[CHUNK];
+    Dspark__V1__Tokens__Source source[CHUNK];
+    float confidence[CHUNK];
     ds_pb_logprob logprob[CHUNK], *logprobs[CHUNK];
     ds_pb_top top[CHUNK][DS_MAX_TOP_LOGPROBS], *tops[CHUNK][DS_MAX_TOP_LOGPROBS];
 };
@@ -61,6 +64,19 @@ static void fill_logprob(ds_serve *s, int i, const ds_sample_out *o)
     }
 }
 
+/* Where token i of the event came from: its place in the block, and the confidence in the draft there. */
+static void fill_origin(ds_serve *s, int at, const ds_event *ev, int i)
+{
+    int l = ev->n_accepted + ev->n_rejected; /* drafts verified */
+    s->accepted[at] = i < ev->n_accepted;
+    s->source[at] = i < ev->n_accepted ? DSPARK__V1__TOKENS__SOURCE__ACCEPTED
+                    : i < l            ? DSPARK__V1__TOKENS__SOURCE__CORRECTED
+                                       : DSPARK__V1__TOKENS__SOURCE__BONUS;
+    s->slot[at] = (uint32_t)i + 1;
+    float before = i > 0 && i < l ? ev->survival[i - 1] : 1.0f;
+    s->confidence[at] = i < l && before > 0 ? fminf(ev->survival[i] / before, 1.0f) : 0.0f;
+}
+
 static void post_tokens(ds_serve *s, const ds_event *ev)
 {
     int prompt = ev->kind == DS_EV_PROMPT;
@@ -81,11 +97,14 @@ static void post_tokens(ds_serve *s, const ds_event *ev)
             t.logprobs = s->logprobs;
             t.n_logprobs = (size_t)n;
         }
-        if (ev->n_accepted > 0) {
+        if (ev->n_accepted + ev->n_rejected > 0) {
             for (int i = 0; i < n; i++)
-                s->accepted[i] = at + i < ev->n_accepted;
+                fill_origin(s, i, ev, at + i);
             t.accepted_draft = s->accepted;
-            t.n_accepted_draft = (size_t)n;
+            t.source = s->source;
+            t.draft_slot = s->slot;
+            t.draft_confidence = s->confidence;
+            t.n_accepted_draft = t.n_source = t.n_draft_slot = t.n_draft_confidence = (size_t)n;
         }
         t.rejected_draft = at ? 0 : (uint32_t)ev->n_rejected;
         ds_link_tokens(s->link, ev->id, &t);
@@ -236,6 +255,21 @@ static void flush(ds_serve *s)
     while (p.n_draft_tokens_at < DS_MAX_BLOCK && e.spec.verified_at[p.n_draft_tokens_at])
         p.n_draft_tokens_at++;
     p.n_accepted_tokens_at = p.n_draft_tokens_at;
+    p.sched_ns = e.spec.sched_ns;
+    p.verify_budget = (uint32_t)e.spec.budget;
+    p.draft_request_skips = e.spec.request_skips;
+    p.drafted_step_ns = (uint64_t)(e.spec.measured_s * 1e9);
+    p.plain_step_ns = (uint64_t)(e.spec.plain_s * 1e9);
+    p.regret = e.spec.regret;
+    p.guard_offs = e.spec.guard_offs;
+    p.guard_bands_off = (uint32_t)e.spec.bands_off;
+    p.calibration_error = e.spec.ece;
+    p.calibration_drift = (uint32_t)e.spec.drift;
+    p.calibration_refits = e.spec.refits;
+    p.calibration_rollbacks = e.spec.rollbacks;
+    p.calibration_error_at = e.spec.ece_at;
+    p.temperatures = e.spec.T;
+    p.n_calibration_error_at = p.n_temperatures = p.n_draft_tokens_at;
     ds_link_flush(s->link, &p);
 }
 

@@ -3,8 +3,8 @@
 # jansson is needed, and can be brought along.
 #   tests/device/run.sh deps DIR            where jansson is installed: its header and library into DIR
 #   tests/device/run.sh run DIR OUT PART... on the machine with the GPU: build, run, logs to OUT, ONE table at the end
-# PART: tests, sample (tests of the sampler), sanitize, bench (attention, products, steps, prefill), or bench:WORDS for bench_cuda's words, as
-# bench:step,8b. JOBS: compile jobs (default: all cores). CPUS: cores to keep to (taskset list; default: all).
+# PART: tests, sample (tests of the sampler), sanitize, bench (attention, products, steps, prefill), or bench:WORDS for
+# bench_cuda's words, as bench:step,8b. JOBS: compile jobs (default: all cores). CPUS: cores to keep to (taskset list; default: all).
 # Exit: 0 all passed, 1 something failed, 77 no GPU.
 set -uo pipefail
 cd "$(dirname "$0")/../.."

@@ -54,11 +54,14 @@ class Program:
 class Daemon(Program):
     def __init__(self, log, model, *flags):
         super().__init__(log, BIN / "dsparkd", "--model", model, "--listen", "127.0.0.1:0", *flags)
-        match = wait_for(lambda: self.process.poll() is not None or re.search(r"served on port (\d+)", self.text()),
-                         what="the port")
-        assert match is not True, self.text()
+        ended = wait_for(lambda: self.served_on() or self.process.poll() is not None, what="the port")
+        match = self.served_on()  # once more: it may have said so and ended between the two looks
+        assert match, (ended, self.text())
         self.port = int(match.group(1))
         self.url = f"http://127.0.0.1:{self.port}"
+
+    def served_on(self):
+        return re.search(r"served on port (\d+)", self.text())
 
     def request(self, method, path, body=None, headers=None, timeout=30):
         c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)

@@ -45,6 +45,19 @@ def test_counts_and_provenance_agree(drafted):
     assert sum(choice["accepted_draft"]) == details["accepted_prediction_tokens"] > 30
     assert details["rejected_prediction_tokens"] > 10
     assert choice["accepted_draft"][0] == 0  # the first token comes from the prompt's pass
+    p = choice["provenance"]
+    assert len(p["source"]) == len(p["slot"]) == len(p["confidence"]) == 100
+    assert [int(s == "accepted") for s in p["source"]] == choice["accepted_draft"]
+    assert (p["source"][0], p["slot"][0], p["confidence"][0]) == ("plain", 0, 0)
+    assert p["source"].count("corrected") > 5 and p["source"].count("bonus") > 0
+    before = 0
+    for source, slot, confidence in zip(p["source"], p["slot"], p["confidence"]):
+        if source == "plain":
+            assert slot == 0 and confidence == 0
+        else:  # slots of a block count up; its last token is the corrected one or the bonus
+            assert slot == before + 1 and slot <= BLOCK + 1
+            assert (confidence == 0) == (source == "bonus") and 0 <= confidence <= 1
+        before = slot if source == "accepted" else 0
 
 
 def test_modes(drafted):
@@ -118,6 +131,9 @@ def test_metrics(drafted):
     complete(drafted)
     page = lambda name: drafted.metric(name)
     wait_for(lambda: page("vllm:spec_decode_num_drafts_total") > 0, what="metrics")
+    assert page("dspark_worker_schedule_seconds_total") > 0
+    assert page("dspark_worker_drafted_step_seconds_total") > 0 and page("dspark_worker_plain_step_seconds_total") > 0
+    assert page("dspark_worker_calibration_drift") in (0, 1)
     text = drafted.get("/metrics")[1]
     assert 'vllm:spec_decode_num_accepted_tokens_per_pos_total{model_name="tiny",worker="fake-0",position="0"}' in text
     assert f'position="{BLOCK - 1}"' in text and f'position="{BLOCK}"' not in text

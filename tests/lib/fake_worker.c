@@ -138,7 +138,6 @@ static ds_code serve(const options *o, int signal_fd, ds_err *err)
     fake.span = (int)o->vocab - fake.first;
     fake.eos = (int)o->eos;
     fake.eos_odds = o->eos >= 0 ? (int)o->eos_odds : 0;
-    fake.before_step = before_step;
     target.forward = poisoned_forward;
     if (o->eos >= 0)
         fake.info.n_eos = 1, fake.info.eos[0] = (int)o->eos;
@@ -155,6 +154,8 @@ static ds_code serve(const options *o, int signal_fd, ds_err *err)
     DS_TRY(ds_serve_create(&g.serve, err));
     ds_drafter drafter = hash_draft_init(&draft, &fake, block, o->draft_right);
     DS_TRY(ds_engine_create_on(&ec, &target, block ? &drafter : NULL, on_event, NULL, &engine, err));
+    fake.before_step = before_step; /* not while step costs are measured */
+    fake.tokens = 0;
     char name[64];
     snprintf(name, sizeof name, "fake-%d", (int)getpid());
     ds_pb_caps caps = DSPARK__V1__CAPABILITIES__INIT;

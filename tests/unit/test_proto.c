@@ -480,6 +480,33 @@ DS_TEST(hello_and_tokens)
     CHECK_EQ(ds_proto_validate_tokens(&t, &x.caps, &err), DS_EPROTO);
 }
 
+DS_TEST(provenance_of_tokens)
+{
+    int32_t ids[2] = {1, 2};
+    Dspark__V1__Tokens__Source source[2] = {DSPARK__V1__TOKENS__SOURCE__ACCEPTED,
+                                            DSPARK__V1__TOKENS__SOURCE__BONUS};
+    uint32_t slot[2] = {1, 2};
+    float confidence[2] = {.5f, 0};
+    ds_pb_tokens t = DSPARK__V1__TOKENS__INIT;
+    ds_err err = {0};
+    t.ids = ids, t.source = source, t.draft_slot = slot, t.draft_confidence = confidence;
+    t.n_ids = t.n_source = t.n_draft_slot = t.n_draft_confidence = 2;
+    CHECK_OK(ds_proto_validate_tokens(&t, NULL, &err), err);
+    t.n_draft_slot = 1;
+    CHECK_EQ(ds_proto_validate_tokens(&t, NULL, &err), DS_EPROTO);
+    t.n_draft_slot = 2;
+    slot[1] = DS_MAX_DRAFT_TOKENS + 2;
+    CHECK_EQ(ds_proto_validate_tokens(&t, NULL, &err), DS_EPROTO);
+    slot[1] = 2;
+    confidence[0] = NAN;
+    CHECK_EQ(ds_proto_validate_tokens(&t, NULL, &err), DS_EPROTO);
+    confidence[0] = 1.5f;
+    CHECK_EQ(ds_proto_validate_tokens(&t, NULL, &err), DS_EPROTO);
+    confidence[0] = 1;
+    source[1] = (Dspark__V1__Tokens__Source)4;
+    CHECK_EQ(ds_proto_validate_tokens(&t, NULL, &err), DS_EPROTO);
+}
+
 DS_TEST(status_table)
 {
     CHECK_EQ(ds_status_of(DS_EINVAL)->http, 400);

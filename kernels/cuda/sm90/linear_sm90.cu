@@ -80,6 +80,11 @@ __device__ static void prefetch_tile(const CUtensorMap *map, int k, int row)
     asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(k), "r"(row) : "memory");
 }
 
+__device__ static void prefetch_map(const CUtensorMap *map)
+{
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 static __device__ const uint64_t EVICT_FIRST = 0x12F0000000000000u, EVICT_LAST = 0x14F0000000000000u;
 
 /* --- shares --------------------------------------------------------------------------------------------- */
@@ -270,6 +275,8 @@ __global__ static void __launch_bounds__(THREADS, NT <= 64 ? 2 : 1)
     __syncthreads();
     ds_pdl_next();
     if (threadIdx.x >= CONSUMERS) {
+        if (threadIdx.x == CONSUMERS + 1)
+            prefetch_map(&m.x);
         if (threadIdx.x == CONSUMERS)
             produce<NT, STAGES>(&r, &j, &m, begin, end);
         return;
