@@ -119,7 +119,8 @@ static void open_house(house *h, const char *backend, const char *head)
     char target[80], draft[80];
     memset(h, 0, sizeof *h);
     strcpy(h->dir, "/tmp/dspark-loop-XXXXXX");
-    ds_code code = ds_backend_open(backend, 1, NULL, &h->b, &err);
+    ds_code code =
+        ds_backend_open(backend, 1, strcmp(backend, "cuda") == 0 ? "invariant" : NULL, &h->b, &err);
     if (code != DS_OK && strcmp(backend, "cpu") != 0)
         ds_test_skip(err.msg);
     CHECK_OK(code, err);
