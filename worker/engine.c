@@ -613,6 +613,13 @@ void ds_engine_get_stats(const ds_engine *e, ds_engine_stats *ret)
     ret->prefix_hit_tokens = c.prefix_hit_tokens;
 }
 
+int ds_engine_get_loop_costs(const ds_engine *e, ds_loop_costs *ret)
+{
+    if (e->resident)
+        ds_resident_get_costs(e->resident, ret);
+    return e->resident != NULL;
+}
+
 int ds_engine_get_profile(const ds_engine *e, ds_profile *ret)
 {
     if (e->spec)

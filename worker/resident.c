@@ -60,6 +60,11 @@ uint64_t ds_resident_rounds(const ds_resident *r, uint64_t *ret_drafted)
     return r->rounds;
 }
 
+void ds_resident_get_costs(const ds_resident *r, ds_loop_costs *ret)
+{
+    ds_loop_get_costs(r->loop, ret);
+}
+
 /* ---- who may sit ---- */
 
 /* The seat knows temperature, top-k, top-p, min-p, seed, stop ids and min_tokens; all else is the host's. */
