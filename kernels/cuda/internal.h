@@ -63,7 +63,7 @@ typedef struct ds_cuda {
     ds_cuda_blas *blas; /* NULL: not there */
     ds_cuda_maps *maps;
     cudaEvent_t mark[DS_MARKS]; /* graph.cu; NULL: not yet used */
-    ds_cuda_room_block draws;   /* step.cu: rows and results of `draw` */
+    ds_cuda_room_block draws;   /* sample.cu: undo places of `draw` */
 } ds_cuda;
 
 static inline ds_cuda *ds_cuda_of(ds_backend *b)

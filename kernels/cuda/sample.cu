@@ -445,15 +445,11 @@ __device__ static int32_t couple(const row_state *r, shared *s, const ds_cuda_ro
     return token >= 0 ? token : draw(r, s, p);
 }
 
-__global__ static void __launch_bounds__(THREADS)
-    sample_kernel(float *logits, int V, const ds_cuda_row *rows, ds_sample_out *out)
+/* One row by one block; thread 0 writes *o. */
+__device__ static void sample_one(float *x, int V, const ds_cuda_row &p, ds_sample_out *o)
 {
     __shared__ shared s;
-    ds_pdl_next();
-    ds_pdl_wait();
-    const ds_cuda_row p = rows[blockIdx.x];
-    ds_sample_out *o = out + blockIdx.x;
-    row_state r = {logits + (size_t)blockIdx.x * V, V, 0, 1, ALL_KEYS, p.undo};
+    row_state r = {x, V, 0, 1, ALL_KEYS, p.undo};
     const int asked = p.n_logprobs >= 0 || p.given >= 0, changes = p.n_seen + p.n_extra + p.n_bias + n_banned(&p);
     uint64_t best = 0;
     if (threadIdx.x == 0) {
@@ -492,6 +488,58 @@ __global__ static void __launch_bounds__(THREADS)
     }
     if (asked && !bad)
         report_token(&r, &s, token, lse, o);
+}
+
+__global__ static void __launch_bounds__(THREADS)
+    sample_kernel(float *logits, int V, const ds_cuda_row *rows, ds_sample_out *out)
+{
+    ds_pdl_next();
+    ds_pdl_wait();
+    const ds_cuda_row p = rows[blockIdx.x];
+    sample_one(logits + (size_t)blockIdx.x * V, V, p, out + blockIdx.x);
+}
+
+/* The same with the rules of a seat of the device loop; undo: [R, DS_SEAT_STOPS]. */
+__global__ static void __launch_bounds__(THREADS) draw_kernel(ds_draw_args a, float *undo)
+{
+    __shared__ ds_sample_out o;
+    ds_pdl_next();
+    ds_pdl_wait();
+    int r = blockIdx.x, seat = a.row_seat[r];
+    if (seat < 0) {
+        if (threadIdx.x == 0)
+            a.token[r] = 0;
+        return;
+    }
+    const ds_seat *q = a.seat + seat;
+    ds_cuda_row p = {};
+    p.temperature = q->temperature;
+    p.top_p = q->top_p;
+    p.min_p = q->min_p;
+    p.repetition = 1.0f;
+    p.top_k = q->top_k;
+    p.n_logprobs = p.given = -1;
+    p.n_banned = q->n_stop;
+    p.banned = q->stop;
+    p.banned_until = q->min_pos;
+    p.undo = undo + (size_t)r * DS_SEAT_STOPS;
+    p.seed = q->seed;
+    p.pos = (int64_t)a.row_pos[r] + a.ahead;
+    sample_one(a.logits + (size_t)r * a.V, a.V, p, &o);
+    if (threadIdx.x == 0)
+        a.token[r] = o.bad ? a.bad : o.token;
+}
+
+ds_code ds_cuda_draw(ds_backend *b, const ds_draw_args *a)
+{
+    ds_cuda *c = ds_cuda_of(b);
+    if (a->R < 0 || a->V <= 0 || a->V > DS_MAX_VOCAB)
+        return DS_EINVAL;
+    DS_TRY(ds_cuda_flush(c));
+    if (a->R == 0)
+        return DS_OK;
+    DS_TRY(ds_cuda_room(c, &c->draws, sizeof(float) * (size_t)a->R * DS_SEAT_STOPS));
+    return ds_launch(c, draw_kernel, dim3((unsigned)a->R), dim3(THREADS), 0, *a, (float *)c->draws.p);
 }
 
 ds_code ds_cuda_sample_enqueue(ds_backend *b, float *logits, int R, int V, const ds_cuda_row *rows, ds_sample_out *out)
