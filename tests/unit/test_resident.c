@@ -243,6 +243,42 @@ WORLDS(vanilla, "vanilla")
 WORLDS(rnn, "rnn")
 WORLDS(dflash, "none")
 
+/* Who comes while the loop runs does not wait for those inside to end. */
+DS_TEST(newcomers_start_at_once)
+{
+    static house house_;
+    house *h = &house_;
+    char dir[64] = "/tmp/dspark-resident-XXXXXX", target[80], cmd[96];
+    ds_err err = {0};
+    memset(h, 0, sizeof *h);
+    CHECK_OK(ds_backend_open("cpu", 1, NULL, &h->b, &err), err);
+    CHECK(mkdtemp(dir) != NULL);
+    snprintf(target, sizeof target, "%s/target", dir);
+    tiny_write_target(target);
+    ds_model_opts opts = {.max_rows = ROWS, .max_logit_rows = ROWS};
+    CHECK_OK(ds_model_open(target, &opts, h->b, &h->m, &err), err);
+    make_asks(h);
+    h->alone = 1; /* their tokens are not the matter here */
+    open_engine(h, 4, ROWS, 100, 1, 1);
+    for (int i = 0; i < 3; i++) {
+        ask *a = &h->ask[i];
+        a->q.max_tokens = 60;
+        a->q.n_stop_id = 0;
+        CHECK_OK(ds_engine_submit(h->e, &a->q, &err), err);
+        for (int step = 0, work; step < 12; step++)
+            CHECK_OK(ds_engine_step(h->e, &work, &err), err);
+        CHECK_MSG(a->n >= 8, "request %d has %d tokens after 12 steps", i, a->n);
+    }
+    ds_engine_stats s;
+    ds_engine_get_stats(h->e, &s);
+    CHECK(s.loop_rounds >= 20);
+    ds_engine_destroy(h->e); /* rounds in flight */
+    ds_model_close(h->m);
+    h->b->destroy(h->b);
+    snprintf(cmd, sizeof cmd, "rm -rf '%s'", dir);
+    CHECK_EQ(system(cmd), 0);
+}
+
 DS_TEST(loop_is_refused_where_it_cannot_be)
 {
     static house house_;
