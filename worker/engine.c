@@ -475,7 +475,7 @@ static void take_round(void *ctx, ds_seq *q, const ds_round_out *o)
     DS_ASSERT(n == o->n && (how == DS_FINISH_STOP) == (o->state == DS_SEAT_STOPPED) &&
               (how == DS_FINISH_LENGTH) == (o->state == DS_SEAT_FULL));
     if (e->spec)
-        ds_speculate_count(e->spec, o->n_verify, o->n_accepted);
+        ds_speculate_count(e->spec, o->survival[0] >= 0, o->n_verify, o->n_accepted);
     e->stats.rows += 1 + (uint64_t)o->n_verify;
     e->stats.decode_rows += 1 + (uint64_t)o->n_verify;
     if (n) {

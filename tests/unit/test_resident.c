@@ -61,9 +61,11 @@ static void make_asks(house *h)
 {
     for (int id = 0; id < N; id++) {
         ask *a = &h->ask[id];
-        int n = 1 + (id * 23) % MAX_PROMPT, shared = id % 3 ? 40 : 0;
+        int from =
+            id % 12 == 6 ? id - 6 : id; /* those say the same as another: their full pages become one */
+        int n = 1 + (from * 23) % MAX_PROMPT, shared = from % 3 ? 40 : 0;
         for (int i = 0; i < n; i++)
-            a->prompt[i] = (i * i * 7 + i * 13 + (i < shared ? 1 : id * 101)) % TINY_V;
+            a->prompt[i] = (i * i * 7 + i * 13 + (i < shared ? 1 : from * 101)) % TINY_V;
         a->stop[0] = (id * 7) % TINY_V;
         a->stop[1] = TINY_V - 1;
         a->bias_id = 3;
@@ -71,7 +73,7 @@ static void make_asks(house *h)
         a->q = (ds_req){.id = (uint64_t)id,
                         .prompt = a->prompt,
                         .n_prompt = n,
-                        .max_tokens = 1 + (id * 31) % MAX_OUT,
+                        .max_tokens = id % 6 == 0 ? MAX_OUT : 1 + (id * 31) % MAX_OUT,
                         .min_tokens = id % 5 == 2 ? 9 : 0,
                         .temperature = id % 3 == 0 ? 0.0f : 0.3f * (float)(1 + id % 4),
                         .top_p = id % 4 == 1 ? 0.9f : 1.0f,
@@ -80,7 +82,9 @@ static void make_asks(house *h)
                         .repetition = id % 12 == 5 ? 1.2f : 1.0f, /* three of twelve are the host's */
                         .seed = 300u + (uint64_t)id,
                         .stop_id = a->stop,
-                        .n_stop_id = id % 3,
+                        .n_stop_id = id % 6 == 0 ? 0
+                                     : id % 3    ? id % 3
+                                                 : 2,
                         .bias_id = &a->bias_id,
                         .bias = &a->bias,
                         .n_bias = id % 12 == 8,
