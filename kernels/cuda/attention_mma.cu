@@ -1,7 +1,7 @@
 /* attention_mma.cu - attention over bf16 pages of 16 tokens on tensor cores, for few rows (decode, verify).
  *
  * A tile is up to 16 query vectors: all heads of one KV head, times the rows of one sequence that fit (GQA packing). Its
- * keys are cut in chunks of 256 by position; chunk i goes to split i % splits, inside it four pages to each of four
+ * keys are cut in chunks of 128 by position; chunk i goes to split i % splits, inside it two pages to each of four
  * warps. A warp keeps an online softmax in registers, the warps and then the splits are merged in one fixed order. Which
  * rows share a tile does not change a row's arithmetic: pages beyond its position are exact no-ops for it.
  *
@@ -11,7 +11,7 @@
  * products lose nothing but the rest's last bits. */
 #include "kernels/cuda/attention.h"
 
-enum { WARPS = 4, PAGE = DS_ATTN_PAGE, CHUNK = 256, WARP_PAGES = 4, TILE = 16, HEADS = 4 };
+enum { WARPS = 4, PAGE = DS_ATTN_PAGE, CHUNK = 128, WARP_PAGES = 2, TILE = 16, HEADS = 4 };
 /* Splits of a row's keys, and rows of one launch (bounds the scratch). One pair for all row counts, unless many rows
  * keep the card busy anyway and results may depend on that. */
 enum { SPLITS = 16, GROUP_ROWS = 64, MANY_SPLITS = 4, MANY_GROUP_ROWS = 2048 };
@@ -125,7 +125,7 @@ __device__ static void one_page(warp_state<D> *w, const key_regs<D> *p, const va
                                 int first, const int pos[2], float scale, int lane)
 {
     const int c = lane % 4;
-    float s[2][4] = {};
+    float s[2][4] = {}, s_rest[2][4] = {}; /* two chains: a product waits for the one before it in its sum */
 #pragma unroll
     for (int i = 0; i < D / 16; i++) {
         const uint4 head = q[i][0][lane], rest = q[i][1][lane];
@@ -133,9 +133,14 @@ __device__ static void one_page(warp_state<D> *w, const key_regs<D> *p, const va
         for (int j = 0; j < 2; j++) {
             const uint4 k = p->k[j][i / 2];
             mma(s[j], &head.x, i % 2 ? k.z : k.x, i % 2 ? k.w : k.y);
-            mma(s[j], &rest.x, i % 2 ? k.z : k.x, i % 2 ? k.w : k.y);
+            mma(s_rest[j], &rest.x, i % 2 ? k.z : k.x, i % 2 ? k.w : k.y);
         }
     }
+#pragma unroll
+    for (int j = 0; j < 2; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            s[j][e] += s_rest[j][e];
     float shrink[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) { /* row r, row r + 8 */
@@ -300,19 +305,25 @@ __global__ static void combine_kernel(ds_attn_args a, const float *part, int spl
     if (h >= a.H || (dense && ds_attn_is_dense(&a.rows, t, dense)))
         return;
     const float *p = part + part_at(&a, splits, t, h, 0);
-    const int step = a.D + 2;
-    float most = -INFINITY, sum = 0, l = 0;
-#pragma unroll 4
-    for (int s = 0; s < n; s++)
-        most = fmaxf(most, p[s * step]);
-#pragma unroll 4
-    for (int s = 0; s < n; s++) {
-        const float f = __expf(p[s * step] - most);
-        sum += p[s * step + 2 + d] * f;
-        l += p[s * step + 1] * f;
+    float m[SPLITS], l[SPLITS], v[SPLITS], most = -INFINITY, sum = 0, weight = 0;
+#pragma unroll
+    for (int s = 0; s < SPLITS; s++) { /* all loads first */
+        const float *from = p + (size_t)s * (a.D + 2);
+        m[s] = s < n ? __ldcg(from) : -INFINITY;
+        l[s] = s < n ? __ldcg(from + 1) : 0;
+        v[s] = s < n ? __ldcg(from + 2 + d) : 0;
+    }
+#pragma unroll
+    for (int s = 0; s < SPLITS; s++)
+        most = fmaxf(most, m[s]);
+#pragma unroll
+    for (int s = 0; s < SPLITS; s++) {
+        const float f = __expf(m[s] - most);
+        sum += v[s] * f;
+        weight += l[s] * f;
     }
     const size_t out = ((size_t)t * a.H + h) * a.D + d;
-    sum /= l;
+    sum /= weight;
     a.out[out] = sum;
     if (rounded)
         rounded[out] = __float2bfloat16_rn(sum);

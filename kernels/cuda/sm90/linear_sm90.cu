@@ -10,9 +10,10 @@
  * first stages are asked for before the kernels that make x have ended (programmatic dependent launch): memory works
  * while the norm or the gate before runs. Two blocks fit in a multiprocessor for that reason. */
 #include "kernels/cuda/sm90/maps.h"
+#include "kernels/cuda/sm90/tma.h"
 #include "kernels/cuda/sm90/wgmma.h"
 
-enum { TILE_BYTES = DS_SM90_N * DS_SM90_K * 2, CONSUMERS = 256, THREADS = CONSUMERS + 32, MIN_UNITS = 4, L2_UNITS = 10 };
+enum { TILE_BYTES = DS_SM90_N * DS_SM90_K * 2, CONSUMERS = 256, THREADS = CONSUMERS + 32, MIN_UNITS = 4 };
 
 typedef struct product {
     float *y;
@@ -30,62 +31,6 @@ typedef struct job {
 typedef struct maps {
     CUtensorMap w[DS_CUDA_GROUP], x;
 } maps;
-
-/* --- barriers and copies -------------------------------------------------------------------------------- */
-
-__device__ static uint32_t smem_of(const void *p)
-{
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
-
-__device__ static void bar_init(uint32_t bar, int count)
-{
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count));
-}
-
-__device__ static void bar_expect(uint32_t bar, int bytes)
-{
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
-}
-
-__device__ static void bar_arrive(uint32_t bar)
-{
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
-}
-
-__device__ static void bar_wait(uint32_t bar, int parity)
-{
-    asm volatile("{\n.reg .pred p;\n"
-                 "again:\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-                 "@p bra done;\n"
-                 "bra again;\n"
-                 "done:\n}\n" ::"r"(bar),
-                 "r"(parity)
-                 : "memory");
-}
-
-/* evict: weights pass once (evict first), activations are read by every block (evict last). */
-__device__ static void copy_tile(uint32_t dst, const CUtensorMap *map, int k, int row, uint32_t bar, uint64_t evict)
-{
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-                 "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(dst),
-                 "l"(map), "r"(k), "r"(row), "r"(bar), "l"(evict)
-                 : "memory");
-}
-
-/* Into the L2 only. */
-__device__ static void prefetch_tile(const CUtensorMap *map, int k, int row)
-{
-    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(k), "r"(row) : "memory");
-}
-
-__device__ static void prefetch_map(const CUtensorMap *map)
-{
-    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
-
-static __device__ const uint64_t EVICT_FIRST = 0x12F0000000000000u, EVICT_LAST = 0x14F0000000000000u;
 
 /* --- shares --------------------------------------------------------------------------------------------- */
 
@@ -117,46 +62,49 @@ struct ring {
     uint32_t base, full, empty; /* shared addresses: stages, barriers [STAGES] each */
 };
 
-typedef struct place { /* of a unit */
-    int product, row, k;
-} place;
-
-__device__ static place place_of(const job *j, int unit)
-{
-    const int tile = unit / j->blocks_k, p = product_of(j, tile);
-    return {p, (tile - j->p[p].first_tile) * DS_SM90_N, (unit - tile * j->blocks_k) * DS_SM90_K};
-}
-
-/* Before the wait: the weights of the first stages, and those of the next units as far as the L2. Then x of those stages,
- * then stage after stage as the consumers free them. */
+/* Before the wait: the weights of the first stages. Then x of those, then stage after stage as consumers free them. The
+ * producer is one thread: its loop counts, it does not divide. */
 template <int NT, int STAGES>
 __device__ static void produce(const ring<NT, STAGES> *r, const job *j, const maps *m, int begin, int end)
 {
-    const int ahead = end - begin < STAGES ? end - begin : STAGES;
-    const int far = end - begin < STAGES + L2_UNITS ? end - begin : STAGES + L2_UNITS;
-    for (int i = 0; i < ahead; i++) {
-        const place at = place_of(j, begin + i);
-        const uint32_t full = r->full + 8 * (uint32_t)i;
-        bar_expect(full, r->STAGE_BYTES);
-        copy_tile(r->base + (uint32_t)(i * r->STAGE_BYTES), &m->w[at.product], at.k, at.row, full, EVICT_FIRST);
-    }
-    for (int i = ahead; i < far; i++) {
-        const place at = place_of(j, begin + i);
-        prefetch_tile(&m->w[at.product], at.k, at.row);
-    }
-    ds_pdl_wait();
-    for (int i = 0; i < ahead; i++)
-        copy_tile(r->base + (uint32_t)(i * r->STAGE_BYTES) + TILE_BYTES, &m->x, (begin + i) % j->blocks_k * DS_SM90_K, 0,
-                  r->full + 8 * (uint32_t)i, EVICT_LAST);
-    for (int i = ahead; begin + i < end; i++) {
-        const int stage = i % STAGES;
-        const place at = place_of(j, begin + i);
+    const int units = end - begin, last_k = (j->blocks_k - 1) * DS_SM90_K, first_k = begin % j->blocks_k * DS_SM90_K;
+    int tile = begin / j->blocks_k, p = product_of(j, tile), row = (tile - j->p[p].first_tile) * DS_SM90_N;
+    int stage = 0, parity = 1, k = first_k, left = units < STAGES ? units : STAGES, waited = 0;
+    for (int i = 0; i < units; i++) {
         const uint32_t to = r->base + (uint32_t)(stage * r->STAGE_BYTES), full = r->full + 8 * (uint32_t)stage;
-        bar_wait(r->empty + 8 * (uint32_t)stage, (i / STAGES - 1) & 1);
+        if (left == 0 && !waited) {
+            waited = 1;
+            ds_pdl_wait();
+            for (int b = 0, at = first_k; b < STAGES; b++, at = at == last_k ? 0 : at + DS_SM90_K)
+                copy_tile(r->base + (uint32_t)(b * r->STAGE_BYTES) + TILE_BYTES, &m->x, at, 0, r->full + 8 * (uint32_t)b, EVICT_LAST);
+        }
+        if (waited)
+            bar_wait(r->empty + 8 * (uint32_t)stage, parity);
+        else
+            left--;
         bar_expect(full, r->STAGE_BYTES);
-        copy_tile(to, &m->w[at.product], at.k, at.row, full, EVICT_FIRST);
-        copy_tile(to + TILE_BYTES, &m->x, at.k, 0, full, EVICT_LAST);
+        copy_tile(to, &m->w[p], k, row, full, EVICT_FIRST);
+        if (waited)
+            copy_tile(to + TILE_BYTES, &m->x, k, 0, full, EVICT_LAST);
+        if (k == last_k) {
+            k = 0;
+            if (i + 1 < units) {
+                p = product_of(j, ++tile);
+                row = (tile - j->p[p].first_tile) * DS_SM90_N;
+            }
+        } else {
+            k += DS_SM90_K;
+        }
+        if (++stage == STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
     }
+    if (waited)
+        return;
+    ds_pdl_wait();
+    for (int b = 0, at = first_k; b < units; b++, at = at == last_k ? 0 : at + DS_SM90_K)
+        copy_tile(r->base + (uint32_t)(b * r->STAGE_BYTES) + TILE_BYTES, &m->x, at, 0, r->full + 8 * (uint32_t)b, EVICT_LAST);
 }
 
 __device__ static void consumers_sync(void)
@@ -236,11 +184,11 @@ __device__ static void consume(const ring<NT, STAGES> *r, const job *j, int begi
 {
     const uint32_t group = (threadIdx.x / 128) * (TILE_BYTES / 2);
     float acc[NT / 2];
-    for (int unit = begin, i = 0; unit < end; unit++, i++) {
-        const int stage = i % STAGES, tile = unit / j->blocks_k;
+    int stage = 0, parity = 0, tile = begin / j->blocks_k, k = begin % j->blocks_k;
+    for (int unit = begin; unit < end; unit++) {
         const uint32_t at = r->base + (uint32_t)(stage * r->STAGE_BYTES);
-        const int fresh = unit == begin || unit % j->blocks_k == 0;
-        bar_wait(r->full + 8 * (uint32_t)stage, (i / STAGES) & 1);
+        const int fresh = unit == begin || k == 0;
+        bar_wait(r->full + 8 * (uint32_t)stage, parity);
         const uint64_t a = wgmma_desc(at + group), b = wgmma_desc(at + TILE_BYTES);
         wgmma_fence();
 #pragma unroll
@@ -250,9 +198,16 @@ __device__ static void consume(const ring<NT, STAGES> *r, const job *j, int begi
         wgmma_wait<0>();
         if (threadIdx.x % 32 == 0)
             bar_arrive(r->empty + 8 * (uint32_t)stage);
-        if (unit + 1 == end || (unit + 1) % j->blocks_k == 0)
-            if (gather_parts<NT>(j, tile, acc, flag))
-                store_tile<NT>(j, tile, acc);
+        if (++stage == STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
+        if (++k < j->blocks_k && unit + 1 < end)
+            continue;
+        if (gather_parts<NT>(j, tile, acc, flag))
+            store_tile<NT>(j, tile, acc);
+        k = 0;
+        tile++;
     }
 }
 
