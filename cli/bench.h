@@ -16,7 +16,7 @@ typedef struct ds_bench_conf {
     double temperature, duration_s;
     int ignore_eos, progress;
     char *model, *random, *dir, *shape, *rows, *isa, *weights, *logits; /* forward, make-model */
-    char *draft, *modes, *svg;                                          /* spec */
+    char *draft, *modes, *acceptance, *synthetic, *svg;                 /* spec */
     int64_t threads, context, sequences, reps;
 } ds_bench_conf;
 

@@ -33,8 +33,8 @@ typedef struct run {
     ds_model *model;
     ds_draft *draft;
     ds_draft_info dinfo;
-    ds_engine *engine;
-    user *users; /* [requests] of the cell */
+    ds_engine *engine[2]; /* without the draft, and with it */
+    user *users;          /* [requests] of the cell */
     int finished, block;
     uint64_t hash;
     ds_err failed; /* first request that failed */
@@ -71,6 +71,37 @@ static void on_event(void *ctx, const ds_event *ev)
 
 /* ---- what is asked ---- */
 
+static ds_code parse_mode(const run *r, const char *word, ds_spec_bench_mode *ret, ds_err *err)
+{
+    char *end;
+    long k = strtol(word, &end, 10);
+    *ret = (ds_spec_bench_mode){.drafts = 1, .kind = DS_SCHED_FIXED};
+    snprintf(ret->name, sizeof ret->name, "%.15s", word);
+    if (end != word && !*end && k >= 1 && k <= r->block) {
+        ret->max_draft = (int)k;
+        return DS_OK;
+    }
+    int rejection = r->conf->acceptance[0] == 'r';
+    if (strcmp(word, "off") == 0)
+        ret->drafts = 0;
+    else if (strcmp(word, "auto") == 0)
+        ret->kind = rejection ? DS_SCHED_EARLY_STOP : DS_SCHED_GLOBAL;
+    else if (strcmp(word, "early-stop") == 0)
+        ret->kind = DS_SCHED_EARLY_STOP;
+    else if (strcmp(word, "stale") == 0)
+        ret->kind = DS_SCHED_STALE;
+    else if (word[0] == 't' && (ret->threshold = strtod(word + 1, &end)) >= 0 && ret->threshold <= 1 &&
+             end != word + 1 && !*end)
+        ret->kind = DS_SCHED_THRESHOLD;
+    else
+        return ds_err_field(
+            err, DS_EINVAL, "modes",
+            "modes has \"%.20s\", must be off, 1 to %d, t0 to t1 (a threshold), early-stop, stale "
+            "or auto",
+            word, r->block);
+    return DS_OK;
+}
+
 static ds_code parse_modes(run *r, ds_err *err)
 {
     char text[256];
@@ -79,30 +110,30 @@ static ds_code parse_modes(run *r, ds_err *err)
         int at = snprintf(text, sizeof text, "off");
         for (int k = 1; k <= r->block; k++)
             at += snprintf(text + at, sizeof text - (size_t)at, ",%d", k);
-        snprintf(text + at, sizeof text - (size_t)at, ",auto");
+        snprintf(text + at, sizeof text - (size_t)at, ",t0.5,early-stop,stale,auto");
     }
     char *save, *word = strtok_r(text, ",", &save);
     for (; word; word = strtok_r(NULL, ",", &save)) {
-        ds_spec_bench_mode m = {.mode = DS_SPEC_MAX};
-        char *end;
-        long k = strtol(word, &end, 10);
-        if (strcmp(word, "off") == 0)
-            m.mode = DS_SPEC_OFF;
-        else if (strcmp(word, "auto") == 0)
-            m.mode = DS_SPEC_AUTO;
-        else if (end != word && !*end && k >= 1 && k <= r->block)
-            m.max_draft = (int)k;
-        else
-            return ds_err_field(err, DS_EINVAL, "modes", "modes has \"%.20s\", must be off, auto or 1 to %d",
-                                word, r->block);
         if (r->b.n_modes == DS_SPEC_MAX_MODES)
             return ds_err_field(err, DS_EINVAL, "modes", "modes has more than %d", DS_SPEC_MAX_MODES);
-        snprintf(m.name, sizeof m.name, "%.15s", word);
-        r->b.mode[r->b.n_modes++] = m;
+        DS_TRY(parse_mode(r, word, &r->b.mode[r->b.n_modes++], err));
     }
-    if (!r->b.n_modes || r->b.mode[0].mode != DS_SPEC_OFF)
+    if (!r->b.n_modes || r->b.mode[0].drafts)
         return ds_err_field(err, DS_EINVAL, "modes",
                             "modes must begin with off: the others are compared to it");
+    return DS_OK;
+}
+
+/* Odds of acceptance by position, the last one for the rest of the block. */
+static ds_code parse_synthetic(run *r, ds_err *err)
+{
+    ds_bench_list list;
+    if (!r->conf->synthetic)
+        return DS_OK;
+    DS_TRY(ds_bench_parse_list("synthetic", r->conf->synthetic, 0, 1, &list, err));
+    r->b.n_synthetic = r->block;
+    for (int k = 0; k < r->block; k++)
+        r->b.synthetic[k] = list.v[k < list.n ? k : list.n - 1];
     return DS_OK;
 }
 
@@ -202,15 +233,20 @@ static ds_code open_engine(run *r, ds_err *err)
                          .max_queue = 1,
                          .kv_pages = pages * seqs,
                          .page_tokens = PAGE_TOKENS,
+                         .acceptance = c->acceptance[0] == 'r' ? DS_ACCEPT_REJECTION : DS_ACCEPT_COUPLED,
+                         .schedule = DS_SCHED_FIXED,
                          .spec = DS_SPEC_AUTO,
                          .spec_temps = ds_draft_get_info(r->draft)->T,
+                         .synthetic = r->b.n_synthetic ? r->b.synthetic : NULL,
                          .clock = ds_clock_system()};
-    return ds_engine_create_drafted(&ec, r->model, r->draft, r->backend, on_event, r, &r->engine, err);
+    DS_TRY(ds_engine_create(&ec, r->model, r->backend, on_event, r, &r->engine[0], err));
+    return ds_engine_create_drafted(&ec, r->model, r->draft, r->backend, on_event, r, &r->engine[1], err);
 }
 
 static void close_all(run *r)
 {
-    ds_engine_destroy(r->engine);
+    ds_engine_destroy(r->engine[0]);
+    ds_engine_destroy(r->engine[1]);
     if (r->draft)
         ds_draft_close(r->draft);
     if (r->model)
@@ -247,9 +283,8 @@ static ds_code submit(run *r, int domain, const ds_spec_bench_mode *m, int id, d
                 .ignore_eos = c->ignore_eos,
                 .n_logprobs = -1,
                 .prompt_logprobs = -1,
-                .spec = m->mode,
                 .max_draft = m->max_draft};
-    return ds_engine_submit(r->engine, &q, err);
+    return ds_engine_submit(r->engine[m->drafts], &q, err);
 }
 
 static void add_stats(ds_spec_cell *cell, const ds_engine_stats *a, const ds_engine_stats *b)
@@ -263,6 +298,7 @@ static void add_stats(ds_spec_cell *cell, const ds_engine_stats *a, const ds_eng
     ADD(passes);
     ADD(skips);
     ADD(draft_ns);
+    ADD(sched_ns);
     for (int k = 0; k < DS_MAX_BLOCK; k++) {
         ADD(verified_at[k]);
         ADD(reached_at[k]);
@@ -304,7 +340,10 @@ static ds_code run_cell(run *r, int d, int c, int m, int round, ds_err *err)
     int at_once = (int)r->b.concurrency.v[c], sent = 0, work;
     int n = r->conf->requests ? (int)r->conf->requests : at_once > 4 ? 2 * at_once : 8;
     ds_engine_stats before, after;
-    ds_engine_get_stats(r->engine, &before);
+    const ds_spec_bench_mode *mode = &r->b.mode[m];
+    ds_engine *e = r->engine[mode->drafts];
+    DS_TRY(ds_engine_set_schedule(e, mode->kind, mode->threshold, err));
+    ds_engine_get_stats(e, &before);
     memset(r->users, 0, (size_t)n * sizeof *r->users);
     r->finished = 0;
     r->hash = 0;
@@ -313,11 +352,11 @@ static ds_code run_cell(run *r, int d, int c, int m, int round, ds_err *err)
         if (*r->stop)
             return ds_err_set(err, DS_ECANCELLED, "stopped");
         for (; sent < n && sent - r->finished < at_once; sent++)
-            DS_TRY(submit(r, d, &r->b.mode[m], sent, err));
-        DS_TRY(ds_engine_step(r->engine, &work, err));
+            DS_TRY(submit(r, d, mode, sent, err));
+        DS_TRY(ds_engine_step(e, &work, err));
     }
     double seconds = (double)(ds_now_ns() - began) * 1e-9, total = 0;
-    ds_engine_get_stats(r->engine, &after);
+    ds_engine_get_stats(e, &after);
     if (r->failed.code)
         return *err = r->failed, r->failed.code;
     if (round < 0)
@@ -374,6 +413,8 @@ static ds_code measure(run *r, ds_err *err)
 /* A wrong token in any mode is an error, not a figure. */
 static ds_code check_same(const ds_spec_bench *b, ds_err *err)
 {
+    if (!b->exact)
+        return DS_OK;
     for (int d = 0; d < b->n_domains; d++)
         for (int c = 0; c < b->concurrency.n; c++)
             for (int m = 0; m < b->n_modes; m++) {
@@ -399,6 +440,7 @@ static ds_code report(run *r, ds_err *err)
         json_object_set_new(o, "block", json_integer(d->block));
         json_object_set_new(o, "device", json_string(r->backend->detail));
         json_object_set_new(o, "temperature", json_real(r->conf->temperature));
+        json_object_set_new(o, "acceptance", json_string(r->conf->acceptance));
         json_object_set_new(o, "max_tokens", json_integer(r->conf->max_tokens));
         ds_code code = ds_bench_write_json(r->conf->json, o, err);
         json_decref(o);
@@ -418,6 +460,8 @@ ds_code ds_bench_spec(const ds_bench_conf *conf, const volatile int *stop, ds_er
     DS_TRY(ds_draft_plan(conf->draft, conf->model, &r.dinfo, err));
     r.block = r.dinfo.block;
     DS_TRY(parse_modes(&r, err));
+    DS_TRY(parse_synthetic(&r, err));
+    r.b.exact = !r.b.n_synthetic && (conf->acceptance[0] == 'c' || conf->temperature == 0);
     ds_code code = read_domains(&r, err);
     size_t most = (size_t)(conf->requests > 2 * MAX_CONCURRENCY ? conf->requests : 2 * MAX_CONCURRENCY);
     if (!code) {

@@ -73,9 +73,15 @@ static const ds_conf_key KEYS[] = {
      .help = "forward, spec: rounds over all rows or cells; the median is reported"},
     {"draft", DS_CONF_STR, KEY(draft), NULL, .help = "spec: draft of --model"},
     {"modes", DS_CONF_STR, KEY(modes), "all",
-     .help = "spec: off first, then auto and numbers, which are fixed lengths; all: off, every length, auto"},
+     .help = "spec: off first, then fixed lengths (3), thresholds (t0.5), early-stop, stale, auto; all: each "
+             "length and one of each other"},
+    {"acceptance", DS_CONF_ENUM, KEY(acceptance), "coupled", .choices = "coupled|rejection",
+     .help = "spec: which drafts stand"},
+    {"synthetic", DS_CONF_STR, KEY(synthetic), NULL,
+     .help = "spec: drafts stand by these odds, one a position (0.9,0.85,...), whatever the model says: for "
+             "speeds without a trained draft; the text is worthless"},
     {"svg", DS_CONF_STR, KEY(svg), NULL,
-     .help = "spec: picture of total throughput over the speed of a user"},
+     .help = "spec: pictures of throughput over the speed of a user, of rows over load, of acceptance"},
 };
 
 static const ds_conf_prog PROG = {

@@ -85,11 +85,6 @@ static ds_code detokenize(ds_request *r, ds_err *err)
     DS_TRY(ds_params_ids(a.tokens, "tokens", &r->prompt[0].ids, &r->prompt[0].n, err));
     if (!r->d->tok)
         return ds_err_field(err, DS_EUNSUPPORTED, "tokens", "this model has no tokenizer");
-    int size = ds_tokenizer_size(r->d->tok);
-    for (int i = 0; i < r->prompt[0].n; i++)
-        if (r->prompt[0].ids[i] >= size)
-            return ds_err_field(err, DS_EINVAL, "tokens", "tokens[%d] is %d, must be in [0, %d]", i,
-                                r->prompt[0].ids[i], size - 1);
     ds_buf *text = &r->prompt[0].echo, *out = &r->reply;
     DS_TRY(ds_text_decode(r->d->tok, r->prompt[0].ids, r->prompt[0].n, text, err));
     ds_code code = ds_buf_puts(out, "{\"prompt\":");
@@ -113,8 +108,27 @@ static void detokenize_fail(ds_request *r, const ds_err *err)
 static const ds_sink TOKENIZE = {.fail = tokenize_fail};
 static const ds_sink DETOKENIZE = {.fail = detokenize_fail};
 
+/* On the loop, which owns the capabilities: a padded vocabulary has ids without text, beyond it are none. */
+static ds_code check_ids(const ds_request *r, ds_err *err)
+{
+    const ds_pb_caps *caps = ds_links_caps(r->d->links);
+    int size = ds_tokenizer_size(r->d->tok);
+    if (caps && caps->vocab > (uint32_t)size)
+        size = (int)caps->vocab;
+    for (int i = 0; i < r->prompt[0].n; i++)
+        if (r->prompt[0].ids[i] >= size)
+            return ds_err_field(err, DS_EINVAL, "tokens", "tokens[%d] is %d, must be in [0, %d]", i,
+                                r->prompt[0].ids[i], size - 1);
+    return DS_OK;
+}
+
 static void answer(ds_request *r)
 {
+    ds_err err = {0};
+    if (r->sink == &DETOKENIZE && check_ids(r, &err)) {
+        ds_request_fail(r, &err);
+        return;
+    }
     ds_answer_json(r, r->sink == &TOKENIZE ? "/tokenize" : "/detokenize", &r->reply);
     ds_request_end(r);
 }

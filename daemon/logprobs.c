@@ -25,11 +25,18 @@ void ds_lp_free(ds_lp *lp)
 
 enum { NAME_BYTES = 24 };
 
-/* The bytes of a token; an id without any is called "token_id:N" (in name). */
-static const char *token_bytes(const ds_choice *c, int32_t id, char name[NAME_BYTES], size_t *len)
+/* The bytes of a token; NULL for an id the tokenizer does not have (vocabularies are padded). */
+static const char *text_of(const ds_choice *c, int32_t id, size_t *len)
 {
     const ds_tokenizer *tok = c->req->d->tok;
-    const char *s = tok ? ds_tokenizer_token(tok, id, len) : NULL;
+    *len = 0;
+    return tok ? ds_tokenizer_token(tok, id, len) : NULL;
+}
+
+/* What a token is called: its bytes, or "token_id:N" (in name) when it has none. */
+static const char *token_bytes(const ds_choice *c, int32_t id, char name[NAME_BYTES], size_t *len)
+{
+    const char *s = text_of(c, id, len);
     if (s)
         return s;
     *len = (size_t)snprintf(name, NAME_BYTES, "token_id:%d", id);
@@ -51,7 +58,7 @@ static ds_code chat_item(const ds_choice *c, ds_buf *out, int32_t id, float logp
     DS_TRY(ds_buf_puts(out, ",\"logprob\":"));
     DS_TRY(ds_json_logprob(out, logprob));
     DS_TRY(ds_buf_puts(out, ",\"bytes\":"));
-    return ds_json_bytes(out, s, len);
+    return ds_json_bytes(out, s, s == name ? 0 : len); /* none: the name is not its text */
 }
 
 static ds_code add_chat(ds_choice *c, int32_t id, const ds_pb_logprob *lp)
@@ -125,14 +132,15 @@ static ds_code add_top(ds_choice *c, int32_t id, const ds_pb_logprob *lp)
 static ds_code add_completion(ds_choice *c, int32_t id, const ds_pb_logprob *lp)
 {
     ds_lp *l = &c->lp;
-    char name[NAME_BYTES];
     size_t len;
-    const char *s = token_bytes(c, id, name, &len);
+    const char *s = text_of(c, id, &len);
     DS_TRY(comma(&l->entry));
     DS_TRY(put_key(c, &l->entry, id));
     DS_TRY(comma(&l->offset));
     DS_TRY(ds_json_int(&l->offset, (int64_t)l->chars));
-    l->chars += ds_utf8_count(s, len);
+    int hidden =
+        !s || (c->n_out && ds_tokenizer_is_special(c->req->d->tok, id)); /* in answers, not in echoes */
+    l->chars += hidden ? 0 : ds_utf8_count(s, len);
     DS_TRY(comma(&l->logprob));
     DS_TRY(comma(&l->top));
     if (!lp) {

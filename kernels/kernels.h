@@ -182,6 +182,108 @@ typedef struct ds_sample_args {
     ds_sample_out *out;       /* [R] host */
 } ds_sample_args;
 
+/* --- the device loop (docs/loop.md): ops that keep a round of speculation on the device --- */
+
+enum { DS_STEP_BLOCK = 32, DS_SEAT_STOPS = 16 };
+
+typedef enum {
+    DS_SEAT_EMPTY,
+    DS_SEAT_LIVE,
+    DS_SEAT_STOPPED, /* its newest token is a stop id */
+    DS_SEAT_FULL,    /* it holds `end` tokens */
+    DS_SEAT_BAD      /* no usable numbers after its newest token */
+} ds_seat_state;
+
+/* One request of the device loop. A seat has the number of its slot in the page table. */
+typedef struct ds_seat {
+    uint64_t seed;
+    int32_t state;                   /* ds_seat_state; only LIVE ones get rows */
+    int32_t anchor;                  /* newest token; its K/V is not there yet */
+    int32_t start;                   /* position of the anchor: K/V of 0..start-1 are there */
+    int32_t end;                     /* tokens it may hold: it is FULL when start + 1 = end */
+    int32_t min_pos;                 /* stop ids are forbidden at positions below */
+    int32_t max_draft;               /* drafts verified at once; 0: none are made */
+    int32_t eager;                   /* 1: its drafts rank before all others, as if sure to be accepted */
+    int32_t n_draft;                 /* drafts on offer: 0 or the block */
+    int32_t n_verify;                /* of them in the round under way */
+    float temperature, top_p, min_p; /* as in ds_sample_row */
+    int32_t top_k, n_stop;
+    int32_t stop[DS_SEAT_STOPS];
+    int32_t draft[DS_STEP_BLOCK];
+    float conf[DS_STEP_BLOCK]; /* confidence logits */
+} ds_seat;
+
+/* What the host decides for a round, int32 in one array: n, K, n_patch, 0, seat[n] (each once), then n_patch
+ * pairs (index into the page table, page). */
+enum { DS_CONTROL_N, DS_CONTROL_BUDGET, DS_CONTROL_PATCHES, DS_CONTROL_SEATS = 4 };
+
+/* What a round did to one seat; written in the order of the list. */
+typedef struct ds_round_out {
+    int32_t seat, state;          /* state after the round */
+    int32_t n_verify, n_accepted; /* drafts verified; of them emitted */
+    int32_t n;                    /* new tokens, 0 for a seat that was not LIVE */
+    int32_t token[DS_STEP_BLOCK + 1];
+    float survival[DS_STEP_BLOCK]; /* of the drafts that were on offer; [0] < 0: none were */
+} ds_round_out;
+
+typedef struct ds_admit_args { /* page table patches, survivals, the K best drafts, rows */
+    const int32_t *control;
+    ds_seat *seat;         /* [S]; sets n_verify */
+    int32_t *page_table;   /* [S + 1, page_stride] */
+    const float *inv_temp; /* [block] 1 / T_k of the calibration */
+    const float *odds; /* [block] or NULL: given conditional acceptance instead of confidences (benchmarks) */
+    int T, S, block;   /* T rows; padding stands in slot S. n <= T, n <= 1024 */
+    int max_n;         /* room of first, survival */
+    int32_t *token, *pos, *slot; /* [T] */
+    int32_t *row_seat;           /* [T] seat, -1: padding */
+    int32_t *first;              /* [max_n + 1] first row of each listed seat, then the number of rows */
+    float *survival;             /* [max_n, block] */
+} ds_admit_args;
+
+typedef struct ds_draw_args { /* token[r]: sampled as `sample` would with the seat's parameters */
+    float *logits;            /* [R, V]; may be overwritten */
+    int R, V, S;
+    const ds_seat *seat;     /* [S] */
+    const int32_t *row_seat; /* [R]; -1: token 0 */
+    const int32_t *row_pos;  /* [R] the token's position is row_pos + ahead */
+    int ahead;
+    int32_t bad;    /* token of a row without usable numbers */
+    int32_t *token; /* [R] */
+} ds_draw_args;
+
+typedef struct ds_accept_args { /* keeps drafts that equal the draws; moves the seats on */
+    const int32_t *control, *first;
+    const int32_t *drawn; /* [T] token drawn from each row, -1: unusable */
+    const float *survival;
+    const float *odds; /* as in ds_admit_args: drafts stand by these odds, whatever was drawn */
+    ds_seat *seat;
+    int S, block, max_n;
+    ds_round_out *out; /* [max_n] */
+} ds_accept_args;
+
+typedef struct ds_block_args { /* rows of a draft pass over the first R of the list; the rest is padding */
+    const int32_t *control;
+    const ds_seat *seat;
+    int R, S, block, mask_token;
+    int max_len;                         /* positions of a slot: blocks that would pass it are not drafted */
+    int32_t *token, *pos, *limit, *slot; /* [R * block] request-major; limit: last position a row sees */
+    int32_t *order;                      /* [block * R] request-major row of each slot-major one */
+    int32_t *anchor, *start, *row_seat;  /* [R] */
+    float *state;                        /* [n_state] zeroed */
+    int n_state;
+} ds_block_args;
+
+typedef struct ds_offer_args { /* drafts into their seats */
+    ds_seat *seat;
+    const int32_t *row_seat; /* [R] -1: nobody */
+    const int32_t *token;    /* [block, R] */
+    const float *conf;       /* [block, R]; NULL: no confidence head, all 30; NaN counts as -30 */
+    int R, S, block;
+} ds_offer_args;
+
+typedef struct ds_graph ds_graph;
+enum { DS_MARKS = 8 };
+
 typedef struct ds_backend ds_backend;
 struct ds_backend {
     const char *name;                                                       /* "cpu", "cuda" */
@@ -204,6 +306,30 @@ struct ds_backend {
     ds_code (*gather)(ds_backend *b, const ds_gather_args *a);
     ds_code (*cell)(ds_backend *b, const ds_cell_args *a);
     ds_code (*sample)(ds_backend *b, const ds_sample_args *a);
+
+    /* The device loop. Values of control and seats are read on the device only. */
+    ds_code (*admit)(ds_backend *b, const ds_admit_args *a);
+    ds_code (*draw)(ds_backend *b, const ds_draw_args *a);
+    ds_code (*accept)(ds_backend *b, const ds_accept_args *a);
+    ds_code (*block)(ds_backend *b, const ds_block_args *a);
+    ds_code (*offer)(ds_backend *b, const ds_offer_args *a);
+
+    /* Host memory for transfers that are enqueued like ops: it must stay until they have passed. */
+    ds_code (*pin)(ds_backend *b, size_t bytes, void **ret, ds_err *err);
+    void (*unpin)(ds_backend *b, void *p);
+    ds_code (*push)(ds_backend *b, void *dst, const void *pinned, size_t bytes);
+    ds_code (*fetch)(ds_backend *b, void *pinned, const void *src, size_t bytes);
+    /* Marks 0..DS_MARKS-1 in the stream: wait blocks the host until the stream has passed the newest mark i;
+     * elapsed is the device time between two that it has passed. */
+    ds_code (*mark)(ds_backend *b, int i);
+    ds_code (*wait)(ds_backend *b, int i);
+    ds_code (*elapsed)(ds_backend *b, int from, int to, double *ret_seconds);
+    /* Ops between begin and end are collected, not run; launch enqueues them all. sample, transfers and marks
+     * do not belong in a graph. After a failed end nothing is collected any more. */
+    ds_code (*graph_begin)(ds_backend *b);
+    ds_code (*graph_end)(ds_backend *b, ds_graph **ret, ds_err *err);
+    ds_code (*graph_launch)(ds_backend *b, ds_graph *g);
+    void (*graph_free)(ds_backend *b, ds_graph *g);
 };
 
 /* ds_backend_open: "cpu" or "cuda". threads: CPU threads, 0 = one per core of the process's affinity mask.

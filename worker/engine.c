@@ -3,6 +3,7 @@
  * the engine thread; callbacks run on it and may submit and cancel, but not step or destroy. */
 #include "worker/engine.h"
 
+#include "worker/resident.h"
 #include "worker/sched.h"
 #include "worker/speculate.h"
 #include "worker/target.h"
@@ -18,9 +19,10 @@ struct ds_engine {
     ds_target target;
     ds_kv_pool kv;
     ds_sched *sched;
-    ds_speculate *spec; /* NULL: no draft */
-    int block;          /* drafts of one pass; 0 without */
-    int *accepted;      /* [max_seqs] per item of the step */
+    ds_speculate *spec;    /* NULL: no draft */
+    ds_resident *resident; /* NULL: no device loop */
+    int block;             /* drafts of one pass; 0 without */
+    int *accepted;         /* [max_seqs] per item of the step */
     ds_event_fn fn;
     void *ctx;
     int max_len, lost;
@@ -37,6 +39,12 @@ static ds_code check_conf(const char *field, int v, int min, int max, ds_err *er
     if (v < min || v > max)
         return ds_err_field(err, DS_EINVAL, field, "%s is %d, must be %d..%d", field, v, min, max);
     return DS_OK;
+}
+
+/* The device loop's padding rows have a page of their own behind the scheduler's. */
+static int pool_pages(const ds_engine_conf *c)
+{
+    return c->kv_pages + (c->device_loop != 0);
 }
 
 static ds_code allocate(ds_engine *e, ds_err *err)
@@ -57,7 +65,7 @@ static ds_code allocate(ds_engine *e, ds_err *err)
     e->accepted = calloc((size_t)c->max_seqs, sizeof *e->accepted);
     if (!e->token || !e->pos || !e->slot || !e->logit_row || !e->row || !e->out || !e->accepted)
         return ds_err_set(err, DS_ENOMEM, "no memory for steps of %zu rows", rows);
-    return e->target.kv_alloc(e->target.model, c->kv_pages, c->page_tokens, &e->kv, err);
+    return e->target.kv_alloc(e->target.model, pool_pages(c), c->page_tokens, &e->kv, err);
 }
 
 static ds_code check_schedule(const ds_engine *e, ds_sched_kind kind, double threshold, ds_err *err)
@@ -80,7 +88,7 @@ static ds_code open_spec(ds_engine *e, const ds_drafter *d, ds_err *err)
     ds_speculate_conf sc = {.max_seqs = c->max_seqs,
                             .max_step_rows = c->max_step_rows,
                             .max_logit_rows = c->max_logit_rows,
-                            .kv_pages = c->kv_pages,
+                            .kv_pages = pool_pages(c),
                             .page_tokens = c->page_tokens,
                             .max_len = e->max_len,
                             .max_draft = c->max_draft,
@@ -96,6 +104,43 @@ static ds_code open_spec(ds_engine *e, const ds_drafter *d, ds_err *err)
     if (c->spec == DS_SPEC_OFF)
         return DS_OK;
     return ds_speculate_profile(e->spec, c->profile, &e->target, &e->kv, err);
+}
+
+static void take_round(void *ctx, ds_seq *q, const ds_round_out *o);
+
+static ds_code open_loop(ds_engine *e, const ds_drafter *d, ds_err *err)
+{
+    const ds_engine_conf *c = &e->conf;
+    float odds[DS_MAX_BLOCK];
+    int stride;
+    if (!e->target.has_loop || c->acceptance != DS_ACCEPT_COUPLED)
+        return ds_err_field(err, DS_EINVAL, "device_loop",
+                            "device_loop needs a real model and acceptance coupled");
+    ds_sched_page_table(e->sched, &stride);
+    int rows = c->max_logit_rows < c->max_step_rows ? c->max_logit_rows : c->max_step_rows;
+    int most = c->max_seqs * (1 + e->block);
+    rows = rows < most ? rows : most;
+    for (int k = 0; c->synthetic && k < e->block; k++)
+        odds[k] = (float)c->synthetic[k];
+    ds_resident_conf rc = {.loop = {.b = e->target.device,
+                                    .model = e->target.model,
+                                    .draft = d ? d->draft : NULL,
+                                    .kv = &e->kv,
+                                    .draft_kv = d ? ds_speculate_kv(e->spec) : NULL,
+                                    .max_seats = c->max_seqs,
+                                    .max_rows = rows < DS_LOOP_MAX_ROWS ? rows : DS_LOOP_MAX_ROWS,
+                                    .max_len = e->max_len,
+                                    .page_stride = stride,
+                                    .null_page = c->kv_pages,
+                                    .T = d ? ds_speculate_temps(e->spec) : NULL,
+                                    .odds = c->synthetic && d ? odds : NULL,
+                                    .progress = c->progress,
+                                    .ctx = e->ctx},
+                           .sched = e->sched,
+                           .spec = e->spec,
+                           .take = take_round,
+                           .ctx = e};
+    return ds_resident_create(&rc, &e->resident, err);
 }
 
 ds_code ds_engine_create_on(const ds_engine_conf *conf, const ds_target *target, const ds_drafter *drafter,
@@ -125,6 +170,8 @@ ds_code ds_engine_create_on(const ds_engine_conf *conf, const ds_target *target,
     ds_code code = allocate(e, err);
     if (code == DS_OK && drafter)
         code = open_spec(e, drafter, err);
+    if (code == DS_OK && c.device_loop)
+        code = open_loop(e, drafter, err);
     if (code != DS_OK) {
         ds_engine_destroy(e);
         return code;
@@ -151,6 +198,7 @@ void ds_engine_destroy(ds_engine *e)
         ds_seq_destroy(q);
     }
     reap(e);
+    ds_resident_destroy(e->resident);
     ds_speculate_destroy(e->spec);
     ds_sched_destroy(e->sched);
     if (e->kv.layer)
@@ -412,6 +460,68 @@ static void commit(ds_engine *e, const ds_plan_item *it, const ds_sample_out *ou
         fail_bad(e, q, q->n - 1);
 }
 
+/* ---- rounds of the device loop ---- */
+
+/* Tokens that the device chose go the way of all tokens; host and device must see the same end. */
+static void take_round(void *ctx, ds_seq *q, const ds_round_out *o)
+{
+    ds_engine *e = ctx;
+    int n = 0, first = ds_seq_n_output(q);
+    ds_finish how = DS_FINISH_NONE;
+    for (; n < o->n && how == DS_FINISH_NONE; n++) {
+        e->out[n] = (ds_sample_out){.token = o->token[n]};
+        how = ds_seq_append(q, o->token[n]);
+    }
+    DS_ASSERT(n == o->n && (how == DS_FINISH_STOP) == (o->state == DS_SEAT_STOPPED) &&
+              (how == DS_FINISH_LENGTH) == (o->state == DS_SEAT_FULL));
+    if (e->spec)
+        ds_speculate_count(e->spec, o->n_verify, o->n_accepted);
+    e->stats.rows += 1 + (uint64_t)o->n_verify;
+    e->stats.decode_rows += 1 + (uint64_t)o->n_verify;
+    if (n) {
+        q->n_computed = q->n - 1;
+        ds_sched_publish(e->sched, q);
+        q->n_accepted += o->n_accepted;
+        q->n_rejected += o->n_verify - o->n_accepted;
+        e->stats.output_tokens += (uint64_t)n;
+        e->fn(e->ctx, &(ds_event){.kind = DS_EV_TOKENS,
+                                  .id = q->req.id,
+                                  .token = e->out,
+                                  .n = n,
+                                  .first = first,
+                                  .stop_id = -1,
+                                  .n_accepted = o->n_accepted,
+                                  .n_rejected = o->n_verify - o->n_accepted});
+    }
+    if (how != DS_FINISH_NONE)
+        finish(e, q, how);
+    else if (o->state == DS_SEAT_BAD)
+        fail_bad(e, q, q->n - 1);
+}
+
+static ds_code resident_step(ds_engine *e, int *ret_did, ds_err *err)
+{
+    uint64_t start = ds_clock_ns(e->conf.clock);
+    ds_err why = {0};
+    ds_code code = ds_resident_step(e->resident, ret_did, &why);
+    if (ds_err_class(code) == DS_CLASS_LOST) {
+        e->lost = 1;
+        return ds_err_set(err, code, "%s", why.msg);
+    }
+    int n;
+    ds_seq *const *run = ds_sched_running(e->sched, &n);
+    while (code != DS_OK && n) {
+        fail(e, run[n - 1], code, why.msg);
+        run = ds_sched_running(e->sched, &n);
+    }
+    if (*ret_did) {
+        e->stats.steps++;
+        e->stats.last_step_ns = ds_clock_ns(e->conf.clock) - start;
+        e->stats.busy_ns += e->stats.last_step_ns;
+    }
+    return DS_OK;
+}
+
 static void account(ds_engine *e, const ds_plan *p, uint64_t start)
 {
     e->stats.steps++;
@@ -432,6 +542,11 @@ ds_code ds_engine_step(ds_engine *e, int *ret_work, ds_err *err)
 
     uint64_t start = ds_clock_ns(e->conf.clock);
     int ended = end_marked(e);
+    if (e->resident) {
+        DS_TRY(resident_step(e, ret_work, err));
+        if (*ret_work)
+            return DS_OK;
+    }
     if (e->spec)
         ds_speculate_schedule(e->spec, e->sched);
     const ds_plan *p = ds_sched_plan(e->sched); /* plan and reserve kv */
@@ -485,6 +600,11 @@ void ds_engine_get_stats(const ds_engine *e, ds_engine_stats *ret)
     ret->waiting = c.waiting;
     if (e->spec)
         ds_speculate_get_stats(e->spec, &ret->spec);
+    if (e->resident) {
+        uint64_t drafted;
+        ret->loop_rounds = ds_resident_rounds(e->resident, &drafted);
+        ret->spec.passes += drafted;
+    }
     ret->free_pages = c.free_pages;
     ret->total_pages = e->conf.kv_pages;
     ret->cached_pages = c.cached_pages;

@@ -55,10 +55,13 @@ typedef struct ds_engine_conf {
     ds_sched_kind schedule;           /* with a draft; GLOBAL is refused under REJECTION */
     double threshold;                 /* of DS_SCHED_THRESHOLD, 0..1 */
     const struct ds_profile *profile; /* known step costs, or NULL: measured at creation */
-    const double *synthetic;  /* [block], or NULL. For measuring speed only, the text is worthless: draft k
-                               * stands with probability synthetic[k - 1], whatever the target says */
-    ds_spec_mode spec;        /* with a draft: of requests that say AUTO */
-    int max_draft;            /* with a draft: verified drafts per request and step; 0: the block */
+    const double *synthetic; /* [block], or NULL. For measuring speed only, the text is worthless: draft k
+                              * stands with probability synthetic[k - 1], whatever the target says */
+    ds_spec_mode spec;       /* with a draft: of requests that say AUTO */
+    int max_draft;           /* with a draft: verified drafts per request and step; 0: the block */
+    int device_loop; /* 1: steps in which all only decode are rounds of the device loop (docs/loop.md).
+                      * Needs acceptance COUPLED; the KV pools get one page more */
+    void (*progress)(void *ctx, int done, int total); /* of its captured graphs, or NULL */
     const double *spec_temps; /* [block] calibration temperatures, or NULL; read at creation and in steps */
     ds_clock clock;
 } ds_engine_conf;
@@ -91,7 +94,8 @@ typedef struct ds_engine_stats {
         output_tokens;
     uint64_t finished, cancelled, failed;
     uint64_t last_step_ns, busy_ns;
-    ds_spec_stats spec; /* zero without a draft */
+    uint64_t loop_rounds; /* of the device loop */
+    ds_spec_stats spec;   /* zero without a draft */
 } ds_engine_stats;
 
 /* ds_engine_create: borrows model and kv-owning backend; allocates everything a step needs. */

@@ -200,17 +200,23 @@ static int reserve(ds_sched *s, ds_seq *q, int tokens)
     return 1;
 }
 
+int ds_sched_reserve(ds_sched *s, ds_seq *q, int tokens)
+{
+    tokens = tokens < s->conf.max_len ? tokens : s->conf.max_len;
+    for (int need = pages_for(s, tokens); q->n_pages < need;) {
+        int32_t p = ds_kv_take(s->kv);
+        if (p < 0)
+            return 0;
+        pages_of(s, q)[q->n_pages++] = p;
+    }
+    return 1;
+}
+
 /* Pages for drafts, as far as there are free ones: speculation never makes another sequence give way. */
 static void reserve_drafts(ds_sched *s, ds_seq *q)
 {
-    int want = q->n + q->n_verify + s->conf.lookahead;
-    want = want < s->conf.max_len ? want : s->conf.max_len;
-    for (int need = pages_for(s, want); s->conf.lookahead && q->n_pages < need;) {
-        int32_t p = ds_kv_take(s->kv);
-        if (p < 0)
-            break;
-        pages_of(s, q)[q->n_pages++] = p;
-    }
+    if (s->conf.lookahead)
+        ds_sched_reserve(s, q, q->n + q->n_verify + s->conf.lookahead);
     int room = ds_sched_room(s, q) - q->n;
     q->n_verify = q->n_verify < room ? q->n_verify : room;
 }
@@ -285,20 +291,34 @@ static int twin_is_running(const ds_sched *s, const ds_seq *q, int n_hit)
     return 0;
 }
 
-/* The first waiting sequence starts running if the pages of all its tokens are there. */
-static int admit(ds_sched *s, ds_seq *q)
+/* Cached pages that q would start from, written to the table of the slot it gets; -1: it must wait. */
+static int may_start(ds_sched *s, ds_seq *q)
 {
     uint64_t changes = ds_kv_changes(s->kv);
     if (q->blocked_at == changes)
-        return 0;
+        return -1;
     q->slot = s->slot[s->n_slot - 1];
     int idle, n_hit = find_prefix(s, q, &idle), need = pages_for(s, q->n) - n_hit;
     int64_t headroom = (int64_t)s->n_run << (q->preempted < BACKOFF_MAX ? q->preempted : BACKOFF_MAX);
-    if (need + idle + headroom > ds_kv_available(s->kv) || twin_is_running(s, q, n_hit)) {
-        q->slot = -1;
-        q->blocked_at = changes;
+    q->slot = -1;
+    if (need + idle + headroom <= ds_kv_available(s->kv) && !twin_is_running(s, q, n_hit))
+        return n_hit;
+    q->blocked_at = changes;
+    return -1;
+}
+
+int ds_sched_admissible(ds_sched *s)
+{
+    return s->n_wait && s->n_slot && may_start(s, s->head.next) >= 0;
+}
+
+/* The first waiting sequence starts running if the pages of all its tokens are there. */
+static int admit(ds_sched *s, ds_seq *q)
+{
+    int n_hit = may_start(s, q);
+    if (n_hit < 0)
         return 0;
-    }
+    q->slot = s->slot[s->n_slot - 1];
     s->n_slot--;
     dequeue(s, q);
     for (int i = 0; i < n_hit; i++)

@@ -57,6 +57,11 @@ ds_seq *ds_sched_any(const ds_sched *s); /* a live sequence, or NULL */
 
 /* ds_sched_plan: the next step, pages reserved. Valid until the next call; n = 0: nothing can run. */
 const ds_plan *ds_sched_plan(ds_sched *s);
+/* ds_sched_admissible: the first waiting sequence could start running now. */
+int ds_sched_admissible(ds_sched *s);
+/* ds_sched_reserve: pages for the first `tokens` tokens of a running sequence, at most max_len, from free
+ * ones only; 0: there are too few (it keeps those it got). */
+int ds_sched_reserve(ds_sched *s, ds_seq *q, int tokens);
 /* ds_sched_publish: offer q's computed full pages for sharing. Only after a good logit row at n_computed - 1:
  * a NaN anywhere before it would have shown there. */
 void ds_sched_publish(ds_sched *s, ds_seq *q);

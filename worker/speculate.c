@@ -17,7 +17,7 @@ struct ds_speculate {
     ds_kv_pool kv;
     ds_profile profile; /* n_rows 0: costs are not known */
     ds_profile_curve curve;
-    ds_guard guard;
+    ds_guard guard[DS_SCHED_KINDS]; /* what pays depends on how lengths are chosen */
     ds_live live;
     float expect[DS_MAX_BLOCK]; /* survival of drafts 1..k over all requests: of those without a history */
     int since_probe;
@@ -253,6 +253,18 @@ static int accept_by_odds(const ds_speculate *s, const ds_seq *q, int l, ds_samp
     return n;
 }
 
+void ds_speculate_count(ds_speculate *s, int l, int n)
+{
+    s->stats.rounds += l > 0;
+    s->stats.verified += (uint64_t)l;
+    s->stats.accepted += (uint64_t)n;
+    for (int k = 0; k < l; k++) {
+        s->stats.verified_at[k]++;
+        s->stats.reached_at[k] += k <= n;
+        s->stats.accepted_at[k] += k < n;
+    }
+}
+
 int ds_speculate_accept(ds_speculate *s, const ds_plan_item *it, ds_sample_out *out)
 {
     ds_seq *q = it->seq;
@@ -266,18 +278,9 @@ int ds_speculate_accept(ds_speculate *s, const ds_plan_item *it, ds_sample_out *
         expect(q->expect, q->survival, s->d.block, l, n);
         expect(s->expect, q->survival, s->d.block, l, n);
     }
-    if (l > 0) {
-        s->stats.rounds++;
-        s->stats.verified += (uint64_t)l;
-        s->stats.accepted += (uint64_t)n;
-        for (int k = 0; k < l; k++) {
-            s->stats.verified_at[k]++;
-            s->stats.reached_at[k] += k <= n;
-            s->stats.accepted_at[k] += k < n;
-        }
-        if (!s->conf.synthetic)
-            ds_live_tell(&s->live, q->confidence, l, n);
-    }
+    ds_speculate_count(s, l, n);
+    if (l > 0 && !s->conf.synthetic)
+        ds_live_tell(&s->live, q->confidence, l, n);
     q->n_draft = 0;
     return n;
 }
@@ -318,7 +321,7 @@ static int may_draft(const ds_speculate *s, const ds_sched *sched, const ds_seq 
 static int choose_drafts(ds_speculate *s, int R, int decoding)
 {
     ds_spec_choice c = choice(s, R, decoding);
-    int allowed = !weighs_costs(s) || ds_guard_allows(&s->guard, decoding);
+    int allowed = !weighs_costs(s) || ds_guard_allows(&s->guard[s->conf.kind], decoding);
     if (!weighs_costs(s))
         c.cost = NULL;
     int want = ds_spec_worth(&c, s->len), probe = want == 0 && ++s->since_probe >= DS_PROBE_STEPS;
@@ -439,20 +442,52 @@ void ds_speculate_learn(ds_speculate *s, const ds_plan *p, const int *accepted, 
     for (int i = 0; i < p->n; i++)
         tokens += accepted[i];
     double plain_s = ds_profile_verify(&s->curve, p->n) + s->profile.host;
-    ds_guard_tell(&s->guard, p->n, p->rows > p->n || s->pass_s > 0, tokens, mine + s->pass_s, plain_s);
+    ds_guard_tell(&s->guard[s->conf.kind], p->n, p->rows > p->n || s->pass_s > 0, tokens, mine + s->pass_s,
+                  plain_s);
     ds_profile_tell_verify(&s->profile, p->rows, s->ctx, verify_s);
     ds_profile_tell_host(&s->profile, rest > 0 ? rest : 0);
 }
 
+/* ---- the device loop ---- */
+
+int ds_speculate_seat(const ds_speculate *s, const ds_seq *q, int *ret_all)
+{
+    int asked = q->req.max_draft, most = s->conf.max_draft;
+    *ret_all = mode_of(s, q) == DS_SPEC_MAX;
+    if (mode_of(s, q) == DS_SPEC_OFF)
+        return 0;
+    return asked > 0 && asked < most ? asked : most;
+}
+
+const ds_kv_pool *ds_speculate_kv(const ds_speculate *s)
+{
+    return &s->kv;
+}
+
+const double *ds_speculate_temps(const ds_speculate *s)
+{
+    return s->live.T;
+}
+
+void ds_speculate_resume(ds_speculate *s, ds_seq *q, const int32_t *draft, const float *conf)
+{
+    memcpy(s->x, draft, (size_t)s->d.block * sizeof *s->x);
+    memcpy(s->z, conf, (size_t)s->d.block * sizeof *s->z);
+    if (q->n_rounds == 0)
+        memcpy(q->expect, s->expect, sizeof q->expect);
+    offer(s, q, 0, NULL);
+}
+
 void ds_speculate_get_stats(const ds_speculate *s, ds_spec_stats *ret)
 {
+    const ds_guard *g = &s->guard[s->conf.kind];
     *ret = s->stats;
-    ret->measured_s = s->guard.measured_s;
-    ret->plain_s = s->guard.plain_s;
-    ret->regret = s->decoding ? ds_guard_regret(&s->guard, s->decoding) : 0;
-    ret->guard_offs = s->guard.turned_off;
+    ret->measured_s = g->measured_s;
+    ret->plain_s = g->plain_s;
+    ret->regret = s->decoding ? ds_guard_regret(g, s->decoding) : 0;
+    ret->guard_offs = g->turned_off;
     for (int b = 0; b < DS_GUARD_BANDS; b++)
-        ret->bands_off += s->guard.band[b].state != DS_GUARD_ON;
+        ret->bands_off += g->band[b].state != DS_GUARD_ON;
     ret->ece = s->live.ece;
     memcpy(ret->ece_at, s->live.ece_at, sizeof ret->ece_at);
     memcpy(ret->T, s->live.T, sizeof ret->T);

@@ -43,6 +43,16 @@ void ds_speculate_set_schedule(ds_speculate *s, ds_sched_kind kind, double thres
 void ds_speculate_schedule(ds_speculate *s, const ds_sched *sched);
 /* ds_speculate_accept: drafts of an item that stand; out: its sampled rows. */
 int ds_speculate_accept(ds_speculate *s, const ds_plan_item *it, ds_sample_out *out);
+/* ds_speculate_count: a round of q that was judged elsewhere: n of its l verified drafts stand. */
+void ds_speculate_count(ds_speculate *s, int l, int n);
+/* ds_speculate_seat: what the device loop may draft for q: ret_all 1: its client wants every draft verified.
+ * Returns how many at once, 0: none. */
+int ds_speculate_seat(const ds_speculate *s, const ds_seq *q, int *ret_all);
+/* ds_speculate_kv: the draft's pages. ds_speculate_temps: its calibration [block]. */
+const ds_kv_pool *ds_speculate_kv(const ds_speculate *s);
+const double *ds_speculate_temps(const ds_speculate *s);
+/* ds_speculate_resume: drafts that the device loop left for q become its drafts on offer. */
+void ds_speculate_resume(ds_speculate *s, ds_seq *q, const int32_t *draft, const float *conf);
 /* ds_speculate_context: context K/V of the step's rows that stand, drafted or not, so that a block can be
  * drafted after any step; accepted [plan->n]. */
 ds_code ds_speculate_context(ds_speculate *s, const ds_plan *p, const int *accepted, const ds_step_args *a,

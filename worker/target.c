@@ -46,7 +46,7 @@ static ds_code draft_propose(void *draft, const ds_kv_pool *kv, const ds_draft_b
 ds_code ds_engine_create_drafted(const ds_engine_conf *conf, ds_model *model, ds_draft *draft, ds_backend *b,
                                  ds_event_fn fn, void *ctx, ds_engine **ret, ds_err *err)
 {
-    ds_target target = {model, b, ds_model_get_info(model), kv_alloc, kv_free, forward, sample};
+    ds_target target = {model, b, ds_model_get_info(model), kv_alloc, kv_free, forward, sample, 1};
     ds_drafter drafter = {draft,          draft ? ds_draft_get_info(draft)->block : 0,
                           draft_kv_alloc, draft_kv_free,
                           draft_context,  draft_propose};

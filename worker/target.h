@@ -12,6 +12,8 @@ typedef struct ds_target {
     void (*kv_free)(void *model, ds_kv_pool *kv);
     ds_code (*forward)(void *model, const ds_kv_pool *kv, ds_step_args *a, ds_err *err);
     ds_code (*sample)(void *device, const ds_sample_args *a);
+    int has_loop; /* model, device and the drafter's draft are a ds_model, ds_backend and ds_draft, so the
+                   * device loop can drive them */
 } ds_target;
 
 /* ds_drafter: the same of a draft. */

@@ -292,6 +292,7 @@ static ds_code cpu_sync(ds_backend *b)
 static void cpu_destroy(ds_backend *b)
 {
     ds_cpu *c = (ds_cpu *)b;
+    ds_graph_destroy(c->recording);
     ds_pool_destroy(c->pool);
     ds_mem_free(c->pack.p);
     ds_mem_free(c->shared.p);
@@ -331,7 +332,13 @@ ds_code ds_cpu_open(int threads, const char *isa, ds_backend **ret, ds_err *err)
                         .silu_mul = cpu_silu_mul,
                         .gather = cpu_gather,
                         .cell = ds_cpu_cell,
-                        .sample = ds_cpu_sample};
+                        .sample = ds_cpu_sample,
+                        .admit = ds_cpu_admit,
+                        .draw = ds_cpu_draw,
+                        .accept = ds_cpu_accept,
+                        .block = ds_cpu_block,
+                        .offer = ds_cpu_offer};
+    ds_cpu_stream(&c->b);
     ds_mem_machine(&c->b.mem_total, &c->b.mem_free);
     *ret = &c->b;
     return DS_OK;

@@ -69,6 +69,9 @@ typedef struct ds_cpu {
     ds_pool *pool;
     ds_scratch pack, shared, thread; /* packed activations; small per-op tables; private parts per thread */
     char detail[64];
+    ds_graph *recording;   /* the graph between begin and end, else NULL */
+    ds_backend direct;     /* the table to go back to at its end */
+    double mark[DS_MARKS]; /* seconds */
 } ds_cpu;
 
 /* ds_cpu_open: the back end of kernels/registry.c. */
@@ -79,6 +82,13 @@ ds_code ds_cpu_attention(ds_backend *b, const ds_attn_args *a);
 ds_code ds_cpu_qkv(ds_backend *b, const ds_qkv_args *a);
 ds_code ds_cpu_cell(ds_backend *b, const ds_cell_args *a);
 ds_code ds_cpu_sample(ds_backend *b, const ds_sample_args *a);
+ds_code ds_cpu_admit(ds_backend *b, const ds_admit_args *a);
+ds_code ds_cpu_draw(ds_backend *b, const ds_draw_args *a);
+ds_code ds_cpu_accept(ds_backend *b, const ds_accept_args *a);
+ds_code ds_cpu_block(ds_backend *b, const ds_block_args *a);
+ds_code ds_cpu_offer(ds_backend *b, const ds_offer_args *a);
+void ds_cpu_stream(ds_backend *b); /* fills in graphs, marks and transfers */
+void ds_graph_destroy(ds_graph *g);
 int ds_rows_valid(const ds_rows *r);
 
 #endif

@@ -166,6 +166,7 @@ static void cuda_destroy(ds_backend *b)
     for (int i = 0; i < c->n_old; i++)
         cudaFree(c->old[i]);
     cudaFreeHost(c->pinned);
+    ds_cuda_graph_close(c);
     ds_cuda_blas_close(c->blas);
     ds_cuda_maps_destroy(c->maps);
     if (c->stream)
@@ -248,6 +249,12 @@ ds_code ds_cuda_open(const char *level, ds_backend **ret, ds_err *err)
     b->gather = ds_cuda_gather;
     b->cell = ds_cuda_cell;
     b->sample = ds_cuda_sample;
+    b->admit = ds_cuda_admit;
+    b->draw = ds_cuda_draw;
+    b->accept = ds_cuda_accept;
+    b->block = ds_cuda_block;
+    b->offer = ds_cuda_offer;
+    ds_cuda_graph_open(c);
     ds_code code = open_on(c, level, err);
     if (code != DS_OK) {
         cuda_destroy(b);

@@ -62,6 +62,8 @@ typedef struct ds_cuda {
     int n_group;
     ds_cuda_blas *blas; /* NULL: not there */
     ds_cuda_maps *maps;
+    cudaEvent_t mark[DS_MARKS]; /* graph.cu; NULL: not yet used */
+    ds_cuda_room_block draws;   /* step.cu: rows and results of `draw` */
 } ds_cuda;
 
 static inline ds_cuda *ds_cuda_of(ds_backend *b)
@@ -90,6 +92,15 @@ ds_code ds_cuda_silu_mul(ds_backend *b, const ds_silu_mul_args *a);
 ds_code ds_cuda_gather(ds_backend *b, const ds_gather_args *a);
 ds_code ds_cuda_cell(ds_backend *b, const ds_cell_args *a);
 ds_code ds_cuda_sample(ds_backend *b, const ds_sample_args *a);
+
+ds_code ds_cuda_admit(ds_backend *b, const ds_admit_args *a);
+ds_code ds_cuda_draw(ds_backend *b, const ds_draw_args *a);
+ds_code ds_cuda_accept(ds_backend *b, const ds_accept_args *a);
+ds_code ds_cuda_block(ds_backend *b, const ds_block_args *a);
+ds_code ds_cuda_offer(ds_backend *b, const ds_offer_args *a);
+/* graph.cu: fills in graphs, marks and transfers; frees what they and `draw` made. */
+void ds_cuda_graph_open(ds_cuda *c);
+void ds_cuda_graph_close(ds_cuda *c);
 
 /* linear.cu: f32 arithmetic on any card, any dtype, any shape. */
 ds_code ds_cuda_linear_simt(ds_cuda *c, const ds_linear_args *a);

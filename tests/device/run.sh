@@ -79,7 +79,8 @@ engine=$(ls worker/*.c | grep -vE '/(main|link[a-z_]*|serve|identity|request)\.c
 library=$(ls base/*.c kernels/*.c kernels/cpu/*.c kernels/cuda/*.cu kernels/cuda/sm90/*.cu worker/model/*.c worker/request.c 2>/dev/null)
 tests="tests/lib/test.c tests/device/bench_cuda.cu"
 programs="tests/kernel/test_linear.c tests/kernel/test_rows.c tests/kernel/test_attention.c tests/kernel/test_sample.c
-tests/kernel/test_cuda.c tests/kernel/test_cuda_lost.c tests/golden/test_cuda.c tests/golden/test_dspark.c tests/unit/test_same_tokens.c"
+tests/kernel/test_cuda.c tests/kernel/test_cuda_lost.c tests/golden/test_cuda.c tests/golden/test_dspark.c tests/unit/test_same_tokens.c
+tests/kernel/test_step.c tests/unit/test_loop.c"
 make() {
     printf '%s\n' $library $engine $tests $programs | xargs -P "${JOBS:-$(nproc)}" -I{} bash -c 'compile {} || echo "not built: {}"' || return 1
     rm -f "$build/library.a"
@@ -115,6 +116,8 @@ if wants tests; then
     for c in gather_and_cell large_products rows_do_not_depend_on_each_other groups_and_rounded_inputs long_contexts; do
         one "$c" 60 "$bin/test_kernel_cuda" "cuda_$c"
     done
+    one step 60 "$bin/test_kernel_step" admit_cuda accept_cuda odds_cuda block_cuda draw_cuda graph_cuda
+    one loop 120 "$bin/test_unit_loop" same_tokens_{plain,vanilla,gated,rnn,dflash}_cuda
     one lost 60 "$bin/test_kernel_cuda_lost"
     one golden 90 "$bin/test_golden_cuda"
     for p in test_unit_same_tokens test_golden_dspark; do

@@ -5,9 +5,10 @@ import json
 import unicodedata
 
 import fake_model
-import openai
 import pytest
 from conftest import wait_for
+
+openai = pytest.importorskip("openai")
 
 
 @pytest.fixture(scope="module")

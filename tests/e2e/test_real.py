@@ -4,9 +4,11 @@ import math
 import os
 import pathlib
 import signal
+import subprocess
 import threading
 import time
 
+import fake_model
 import pytest
 from conftest import BIN, wait_for
 
@@ -142,6 +144,30 @@ def test_greedy_is_the_likeliest(model):
     c = ask(model, max_tokens=10, temperature=0, logprobs=1)["choices"][0]
     for own, top in zip(c["logprobs"]["token_logprobs"], c["logprobs"]["top_logprobs"]):
         assert own == max(top.values())
+
+
+def test_ids_without_a_text(stage):
+    """Vocabularies are padded beyond the tokenizer: such ids are generated, named, decoded to nothing, and offset nothing."""
+    subprocess.run([BIN / "dspark-bench", "make-model", "--shape", "tiny", "--dir", stage.folder / "padded"], check=True,
+                   capture_output=True)
+    d = stage.daemon(fake_model.write_model(stage.folder / "padded"), "--threads", 1, "--kv-bytes", "4M").wait_ready(30)
+    special, odd, a = 1, 300, fake_model.encode("a")[0]  # <|im_start|>, beyond the tokenizer's 264, a letter
+
+    def forced(path, body, tokens):
+        """An answer of these tokens, by a bias that the next one outgrows."""
+        bias = {str(t): 100 - 1.3 * i for i, t in enumerate(tokens)}
+        return d.post(path, {**body, "max_tokens": len(tokens), "temperature": 0, "logit_bias": bias, "presence_penalty": 2,
+                             "frequency_penalty": 2, "return_token_ids": True})[1]["choices"][0]
+
+    c = forced("/v1/completions", {"prompt": "x", "logprobs": 0, "echo": True}, [odd, special, a])
+    assert c["token_ids"] == [odd, special, a] and c["text"] == "xa"
+    assert c["logprobs"]["tokens"] == ["x", "token_id:300", "<|im_start|>", "a"]
+    assert c["logprobs"]["text_offset"] == [0, 1, 1, 1]
+    c = forced("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "logprobs": True}, [odd, a])
+    assert [e["bytes"] for e in c["logprobs"]["content"]] == [[], [97]] and c["message"]["content"] == "a"
+    assert d.post("/detokenize", {"tokens": [a, odd, 511, a]}) == (200, {"prompt": "aa"})
+    status, body = d.post("/detokenize", {"tokens": [a, 512]})
+    assert status == 400 and body["error"]["param"] == "tokens" and "[0, 511]" in body["error"]["message"]
 
 
 def test_the_worker_is_restarted_and_the_stream_goes_on(stage):

@@ -21,8 +21,7 @@ typedef enum {
     CHAIN_GREEDY_ACCEPT, /* drafts are accepted half again as often as they may be */
     CHAIN_RESIDUAL_P,    /* a refused draft is replaced by a draw from p, not from what p has beyond q */
     CHAIN_Q_LIES,        /* the drafter reports another distribution than it drew from */
-    CHAIN_SHARED_NOISE,  /* drafts share their noise with the residual draw */
-    CHAIN_POSITION_NOISE /* drafts of a position share their noise over the rounds */
+    CHAIN_SHARED_NOISE   /* drafts share their noise with the residual draw */
 } chain_fault;
 
 typedef struct chain_pair {
@@ -31,7 +30,8 @@ typedef struct chain_pair {
     int block, max_seqs;
     chain_fault fault;
     float target[CHAIN_CONTEXTS][CHAIN_V], draft[CHAIN_CONTEXTS][CHAIN_V], conf[CHAIN_CONTEXTS];
-    uint64_t now, verify_ns[3], draft_ns; /* a target pass of up to 8, up to 16, and more rows */
+    uint64_t now, base_ns, row_ns, draft_ns; /* a target pass costs base and so much a row */
+    int stair;                               /* rows are paid for in so many */
     ds_kv_layer kv, ctx;
     float *logits, *draft_logits, *told;
     ds_sample_row *row;
@@ -105,7 +105,7 @@ static inline ds_code chain_forward(void *p, const ds_kv_pool *kv, ds_step_args 
     chain_pair *c = p;
     const ds_rows *r = &a->rows;
     (void)kv, (void)err;
-    c->now += c->verify_ns[r->T > 8 ? r->T > 16 ? 2 : 1 : 0];
+    c->now += c->base_ns + c->row_ns * (uint64_t)((r->T + c->stair - 1) / c->stair * c->stair);
     for (int t = 0; t < r->T; t++)
         chain_put(c->kv.k, r, t);
     for (int k = 0; k < a->R; k++) {
@@ -130,8 +130,7 @@ static inline uint32_t chain_stream(const chain_pair *c, const ds_draft_batch *b
 {
     if (!b->independent)
         return DS_RNG_TOKEN;
-    return c->fault == CHAIN_SHARED_NOISE ? (uint32_t)DS_RNG_FINAL
-                                          : ds_rng_draft_stream(c->fault == CHAIN_POSITION_NOISE ? 0 : k);
+    return c->fault == CHAIN_SHARED_NOISE ? (uint32_t)DS_RNG_FINAL : ds_rng_draft_stream(k);
 }
 
 /* As the real drafter: slot by slot for all requests, each slot's logits kept for the acceptance test. */
@@ -214,12 +213,12 @@ static inline ds_code chain_sample(void *p, const ds_sample_args *a)
     return DS_OK;
 }
 
-/* chain_init: for an engine of max_seqs sequences and max_rows rows; fault, verify_ns and draft_ns are set by
+/* chain_init: for an engine of max_seqs sequences and max_rows rows; fault and costs are set by
  * the caller afterwards. likeness: 0 (the draft knows nothing) .. 1 (the draft is the target). */
 static inline void chain_init(chain_pair *c, ds_backend *b, int block, float likeness, int max_seqs,
                               int max_rows, uint64_t seed)
 {
-    *c = (chain_pair){.b = b, .block = block, .max_seqs = max_seqs};
+    *c = (chain_pair){.b = b, .block = block, .max_seqs = max_seqs, .stair = 1};
     c->info = (ds_model_info){.arch = "Chain", .vocab = CHAIN_V, .max_positions = 1024};
     for (int i = 0; i < CHAIN_CONTEXTS; i++) {
         c->conf[i] = 3 * chain_normal(seed + 2, (uint32_t)i);

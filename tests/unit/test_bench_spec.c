@@ -7,6 +7,8 @@
 #include <math.h>
 #include <unistd.h>
 
+enum { MODES = TINY_BLOCK + 5 }; /* off, each length, t0.5, early-stop, stale, auto */
+
 static volatile int g_stop;
 
 typedef struct house {
@@ -40,6 +42,7 @@ static ds_bench_conf open_house(house *h)
                            .svg = h->svg,
                            .concurrency = (char *)"1,3",
                            .modes = (char *)"all",
+                           .acceptance = (char *)"coupled",
                            .weights = (char *)"auto",
                            .isa = (char *)"auto",
                            .threads = 1,
@@ -86,7 +89,7 @@ static void check_cell(json_t *cell)
         CHECK_EQ((int)verified, 0);
         CHECK(json_is_null(json_object_get(cell, "accepted_length")));
         CHECK(get(cell, "total_over_off", "median") == 1);
-    } else if (strcmp(mode, "auto") != 0) {
+    } else if (atoi(mode) > 0) {
         CHECK_EQ((int)json_array_size(positions), atoi(mode)); /* a fixed length is that length */
         double tau = 1 + accepted / get(cell, "counts", "rounds");
         CHECK(fabs(json_number_value(json_object_get(cell, "accepted_length")) - tau) < 1e-9 && tau > 1);
@@ -106,12 +109,12 @@ DS_TEST(spec_measures_every_mode)
     json_array_foreach(json_object_get(o, "domains"), i, domain)
     {
         CHECK_STR(json_string_value(json_object_get(domain, "domain")), i ? "b" : "a");
-        CHECK_EQ((int)json_array_size(json_object_get(domain, "cells")), 2 * (TINY_BLOCK + 2));
+        CHECK_EQ((int)json_array_size(json_object_get(domain, "cells")), 2 * MODES);
         json_array_foreach(json_object_get(domain, "cells"), k, cell) check_cell(cell);
     }
     json_decref(o);
     FILE *f = fopen(h.svg, "r");
-    static char text[1 << 16];
+    static char text[1 << 18];
     CHECK(f != NULL);
     size_t n = fread(text, 1, sizeof text - 1, f);
     fclose(f);
@@ -121,7 +124,56 @@ DS_TEST(spec_measures_every_mode)
     int lines = 0;
     for (const char *p = text; (p = strstr(p, "<polyline")); p++)
         lines++;
-    CHECK_EQ(lines, 2 * (TINY_BLOCK + 2));
+    CHECK_EQ(lines, 2 * MODES * 3);
+    close_house(&h);
+}
+
+/* Synthetic odds are what is measured, and the results say that they are synthetic. */
+DS_TEST(synthetic_acceptance_is_marked)
+{
+    house h;
+    ds_err err = {0};
+    ds_bench_conf conf = open_house(&h);
+    conf.modes = (char *)"off,3";
+    conf.synthetic = (char *)"0.9,0.5";
+    conf.max_tokens = 200;
+    conf.requests = 8;
+    CHECK_OK(ds_bench_spec(&conf, &g_stop, &err), err);
+    json_t *o = json_load_file(h.json, 0, NULL);
+    CHECK(json_array_size(json_object_get(o, "synthetic_acceptance")) == TINY_BLOCK);
+    json_t *domain = json_array_get(json_object_get(o, "domains"), 0);
+    json_t *cell = json_array_get(json_object_get(domain, "cells"), 1);
+    CHECK(json_is_null(json_object_get(cell, "same_tokens_as_off")));
+    for (size_t k = 0; k < TINY_BLOCK; k++) {
+        json_t *p = json_array_get(json_object_get(cell, "positions"), k);
+        double got = json_number_value(json_object_get(p, "conditional_acceptance"));
+        CHECK_MSG(fabs(got - (k ? .5 : .9)) < .06, "position %zu: %g", k, got);
+    }
+    json_decref(o);
+    close_house(&h);
+}
+
+/* Under rejection greedy text is still that of plain decoding; sampled text need not be. */
+DS_TEST(rejection_is_measured_too)
+{
+    house h;
+    ds_err err = {0};
+    ds_bench_conf conf = open_house(&h);
+    conf.acceptance = (char *)"rejection";
+    conf.temperature = 0;
+    CHECK_OK(ds_bench_spec(&conf, &g_stop, &err), err);
+    json_t *o = json_load_file(h.json, 0, NULL);
+    json_t *domain = json_array_get(json_object_get(o, "domains"), 0);
+    CHECK(json_is_true(
+        json_object_get(json_array_get(json_object_get(domain, "cells"), 2), "same_tokens_as_off")));
+    json_decref(o);
+    conf.temperature = 1;
+    CHECK_OK(ds_bench_spec(&conf, &g_stop, &err), err);
+    o = json_load_file(h.json, 0, NULL);
+    domain = json_array_get(json_object_get(o, "domains"), 0);
+    CHECK(json_is_null(
+        json_object_get(json_array_get(json_object_get(domain, "cells"), 2), "same_tokens_as_off")));
+    json_decref(o);
     close_house(&h);
 }
 
@@ -144,6 +196,8 @@ DS_TEST(spec_refuses_by_name)
     REFUSED("modes", conf.modes = (char *)"auto,off");
     REFUSED("modes", conf.modes = (char *)"off,9");
     REFUSED("modes", conf.modes = (char *)"off,fast");
+    REFUSED("modes", conf.modes = (char *)"off,t1.5");
+    REFUSED("synthetic", conf.synthetic = (char *)"0.9,1.5");
     REFUSED("concurrency", conf.concurrency = (char *)"0");
     close_house(&h);
 }

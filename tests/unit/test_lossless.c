@@ -3,6 +3,7 @@
  * scheduler at three temperatures with top-p, filters and penalties, and a tiny real pair. None may be
  * improbable at 0.001 over the number of cells; planted faults must be. Everything is seeded, so the outcome
  * is the same each time. DS_LOSSLESS_TOKENS sets the tokens of a cell (200,000). */
+#include "tests/lib/accept_ref.h"
 #include "tests/lib/chain_pair.h"
 #include "tests/lib/test.h"
 #include "tests/lib/tiny_pair.h"
@@ -149,11 +150,14 @@ static void exact(const float *logits, int V, const ds_req *q, const int32_t *hi
 
 typedef struct setting { /* how drafts are scheduled */
     const char *name;
-    ds_spec_mode mode;
-    int max_draft;
-    uint64_t verify_ns[3], draft_ns;
+    ds_sched_kind kind;
+    double threshold;
+    int max_draft, seqs;
+    uint64_t base_ns, row_ns, draft_ns;
+    int stair;
     int mixed; /* requests of all modes side by side */
     int skips; /* some steps leave the draft pass out */
+    int once;  /* a variant: at one temperature only */
 } setting;
 
 typedef struct cell {
@@ -163,6 +167,7 @@ typedef struct cell {
     int top_k;
     chain_fault fault;
     float likeness;
+    long tokens; /* 0: tokens_of_a_cell */
 } cell;
 
 typedef struct text {
@@ -247,25 +252,28 @@ static double run_cell(const cell *c)
     run *r = &r_;
     ds_err err = {0};
     ds_backend *b;
-    int work = 1, df;
+    int work = 1, df, seqs = c->how->seqs ? c->how->seqs : SEQS;
     double x;
     memset(r, 0, sizeof *r);
     r->c = c;
     r->t.V = CHAIN_V;
     r->t.contexts = CHAIN_CONTEXTS;
-    r->want = c->fault == CHAIN_RIGHT ? tokens_of_a_cell() : 200000; /* enough to see the least of them */
+    r->want = c->tokens ? c->tokens : tokens_of_a_cell();
     CHECK_OK(ds_backend_open("cpu", 1, NULL, &b, &err), err);
     chain_init(&r->pair, b, BLOCK, c->likeness, SEQS, ROWS, 5);
     r->pair.fault = c->fault;
-    memcpy(r->pair.verify_ns, c->how->verify_ns, sizeof r->pair.verify_ns);
+    r->pair.base_ns = c->how->base_ns;
+    r->pair.row_ns = c->how->row_ns;
+    r->pair.stair = c->how->stair;
     r->pair.draft_ns = c->how->draft_ns;
-    ds_engine_conf conf = {.max_seqs = SEQS,
+    ds_engine_conf conf = {.max_seqs = seqs,
                            .max_step_rows = ROWS,
                            .max_logit_rows = ROWS,
                            .max_queue = SEQS,
                            .kv_pages = SEQS * (2 + MAX_OUT + 16) / 16,
                            .page_tokens = 16,
-                           .spec = c->how->mode,
+                           .schedule = c->how->kind,
+                           .threshold = c->how->threshold,
                            .max_draft = c->how->max_draft,
                            .acceptance = c->rule,
                            .clock = {chain_clock, &r->pair}};
@@ -280,14 +288,14 @@ static double run_cell(const cell *c)
                     .repetition = 1};
     for (int i = 0; i < CHAIN_CONTEXTS; i++)
         exact(r->pair.target[i], CHAIN_V, &plain, NULL, 0, r->table[i]);
-    for (int i = 0; i < SEQS; i++)
+    for (int i = 0; i < seqs; i++)
         submit(r, i);
     while (work)
         CHECK_OK(ds_engine_step(r->e, &work, &err), err);
     ds_engine_get_stats(r->e, &r->stats);
     double p = tally_test(&r->t, &x, &df);
     const ds_spec_stats *s = &r->stats.spec;
-    printf("  %-9s %-16s T %.1f: p %.4f (chi2 %.0f, %d df, %ld tokens; verified %.2f of %.2f a round, "
+    printf("  %-9s %-17s T %.1f: p %.4f (chi2 %.0f, %d df, %ld tokens; verified %.2f of %.2f a round, "
            "accepted %.2f)\n",
            c->rule == DS_ACCEPT_COUPLED ? "coupled" : "rejection", c->how->name, (double)c->temperature, p, x,
            df, r->t.n, (double)s->verified / (double)(s->rounds + !s->rounds),
@@ -302,37 +310,47 @@ static double run_cell(const cell *c)
     return p;
 }
 
-/* Costs in ns of the pair's own clock. `stairs` are those of the paper's appendix: a second row halves the
- * speed, a third costs little more. */
+/* Costs of a target pass, in ns of the pair's own clock: base, each row, rows paid for at once; and of a
+ * draft pass. */
+#define CHEAP .base_ns = 60000, .row_ns = 2500, .stair = 8, .draft_ns = 5000
 static const setting HOW[] = {
-    {.name = "all", .mode = DS_SPEC_MAX},
-    {.name = "at most 2", .mode = DS_SPEC_MAX, .max_draft = 2},
-    {.name = "scheduled", .mode = DS_SPEC_AUTO, .verify_ns = {100000, 110000, 150000}, .draft_ns = 5000},
-    {.name = "scheduled, skips",
-     .mode = DS_SPEC_AUTO,
-     .verify_ns = {100000, 150000, 220000},
-     .draft_ns = 85000,
+    {.name = "fixed", .kind = DS_SCHED_FIXED, CHEAP},
+    {.name = "fixed, 2", .kind = DS_SCHED_FIXED, .max_draft = 2, .once = 1, CHEAP},
+    {.name = "threshold", .kind = DS_SCHED_THRESHOLD, .threshold = 0.5, CHEAP},
+    {.name = "early stop", .kind = DS_SCHED_EARLY_STOP, CHEAP},
+    {.name = "early stop, skips",
+     .kind = DS_SCHED_EARLY_STOP,
+     .base_ns = 60000,
+     .row_ns = 5000,
+     .stair = 8,
+     .draft_ns = 60000,
      .skips = 1},
-    {.name = "mixed",
-     .mode = DS_SPEC_AUTO,
-     .verify_ns = {100000, 110000, 150000},
-     .draft_ns = 5000,
-     .mixed = 1},
+    {.name = "stale", .kind = DS_SCHED_STALE, CHEAP},
+    {.name = "stale, alone",
+     .kind = DS_SCHED_STALE,
+     .base_ns = 20000,
+     .row_ns = 20000,
+     .stair = 1,
+     .draft_ns = 100,
+     .seqs = 1,
+     .once = 1},
+    {.name = "mixed", .kind = DS_SCHED_EARLY_STOP, .mixed = 1, .once = 1, CHEAP},
+    {.name = "global", .kind = DS_SCHED_GLOBAL, CHEAP}, /* the last: refused under `rejection` */
 };
-enum { N_HOW = sizeof HOW / sizeof *HOW, CELLS = 2 * (3 * N_HOW + 3) + 2 };
+enum { N_HOW = sizeof HOW / sizeof *HOW, FIXED = 0, EARLY_STOP = 3, CELLS = 6 * N_HOW + 5 };
 static const double LIMIT = 0.001 / CELLS;
 
 static void check_rule(ds_acceptance rule)
 {
     static const float temperature[] = {0.3f, 1.0f, 1.5f};
     cell c = {.rule = rule, .top_p = 0.9f, .repetition = 1, .likeness = 0.6f};
-    for (int h = 0; h < N_HOW; h++)
-        for (int t = 0; t < 3; t++) {
+    for (int h = 0; h < N_HOW - (rule == DS_ACCEPT_REJECTION); h++)
+        for (int t = HOW[h].once; t < (HOW[h].once ? 2 : 3); t++) {
             c.how = &HOW[h];
             c.temperature = temperature[t];
             CHECK(run_cell(&c) > LIMIT);
         }
-    c.how = &HOW[2];
+    c.how = &HOW[EARLY_STOP];
     c.temperature = 1;
     c.top_p = 1;
     CHECK(run_cell(&c) > LIMIT);
@@ -360,18 +378,65 @@ DS_TEST(rejection_draws_from_the_target)
 
 DS_TEST(planted_faults_are_caught)
 {
-    static const chain_fault faults[] = {CHAIN_GREEDY_ACCEPT, CHAIN_RESIDUAL_P, CHAIN_Q_LIES,
-                                         CHAIN_SHARED_NOISE};
-    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) {
-        cell c = {.how = &HOW[0],
+    static const chain_fault planted[] = {CHAIN_GREEDY_ACCEPT, CHAIN_RESIDUAL_P, CHAIN_Q_LIES,
+                                          CHAIN_SHARED_NOISE};
+    for (size_t i = 0; i < sizeof planted / sizeof *planted; i++) {
+        cell c = {.how = &HOW[FIXED],
                   .rule = DS_ACCEPT_REJECTION,
                   .temperature = 1,
                   .top_p = 1,
                   .repetition = 1,
                   .likeness = 0.6f,
-                  .fault = faults[i]};
-        CHECK_MSG(run_cell(&c) < LIMIT, "fault %d is not seen", (int)faults[i]);
+                  .fault = planted[i],
+                  .tokens = planted[i] == CHAIN_SHARED_NOISE ? 200000 : 20000};
+        CHECK_MSG(run_cell(&c) < LIMIT, "fault %d is not seen", (int)planted[i]);
     }
+}
+
+/* A position drafted twice: slot 2 of a round that verifies nothing, then slot 1 of the next, whose number of
+ * drafts comes from the first round's confidences. p = (.7, .3), q = (.5, .5), speeds 1, .5, .45; c_1 is .8,
+ * and c_3 of the first round is .9 after A and 0 after B. With noise keyed by the position alone the second
+ * draft repeats the first, and the number knows the token it judges. Returns the share of A among the tokens
+ * of that position. */
+static double appendix_cost(void *ctx, int rows, int drafted)
+{
+    (void)ctx, (void)drafted;
+    return rows == 1 ? 1.0 : rows == 2 ? 1 / .5 : 1 / .45;
+}
+
+static double share_of_a(int by_position)
+{
+    static const float p[4] = {.7f, .3f, .7f, .3f}, q[4] = {.5f, .5f, .5f, .5f}, now[2] = {.8f, .72f};
+    enum { TRIALS = 200000 };
+    int a = 0;
+    for (uint32_t pos = 0; pos < TRIALS; pos++) {
+        uint32_t first = ds_philox(1, 0, pos, 0, ds_rng_draft_stream(by_position ? 0 : 1)).v[0],
+                 again = ds_philox(1, 0, pos, 0, ds_rng_draft_stream(0)).v[0];
+        float stale[2] = {.8f, ds_rng_unit(first) < .5f ? .72f : 0.0f},
+              u = ds_rng_unit(ds_rng_u32(1, DS_RNG_ACCEPT, pos, 0));
+        ds_spec_req req = {.survival = now, .n = 2, .stale = stale};
+        ds_spec_cand cand[2], tmp[2];
+        ds_spec_choice c = {.kind = DS_SCHED_STALE,
+                            .req = &req,
+                            .R = 1,
+                            .room = 2,
+                            .cost = appendix_cost,
+                            .cand = cand,
+                            .tmp = tmp};
+        int len;
+        int32_t x = ds_rng_unit(again) < .5f ? 0 : 1, y;
+        ds_spec_choose(&c, &len);
+        int n =
+            accept_ref_reject(p, q, &x, len > 0, 2, &u, ds_rng_unit(ds_rng_u32(1, DS_RNG_FINAL, pos, 0)), &y);
+        a += (n ? x : y) == 0;
+    }
+    return (double)a / TRIALS;
+}
+
+DS_TEST(drafts_of_a_position_have_fresh_noise)
+{
+    CHECK(fabs(share_of_a(0) - .7) < .005); /* 5 sigma */
+    CHECK(fabs(share_of_a(1) - .85) < .005);
 }
 
 /* --- a real pair --------------------------------------------------------------------------------------- */
@@ -451,7 +516,7 @@ static double run_real(real *r, ds_acceptance rule, float temperature, float top
                            .max_queue = SEQS,
                            .kv_pages = SEQS * 17,
                            .page_tokens = 16,
-                           .spec = DS_SPEC_MAX,
+                           .schedule = DS_SCHED_FIXED,
                            .acceptance = rule,
                            .clock = ds_clock_system()};
     ds_engine *e;

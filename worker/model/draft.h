@@ -64,4 +64,20 @@ ds_code ds_draft_context(ds_draft *d, const ds_kv_pool *kv, const ds_rows *rows,
  * others. */
 ds_code ds_draft_block(ds_draft *d, const ds_kv_pool *kv, const ds_draft_batch *b, ds_err *err);
 
+/* A pass of the device loop (docs/loop.md); all pointers are device memory. */
+typedef struct ds_draft_round {
+    const int32_t *control;
+    ds_seat *seat;             /* [S] */
+    const int32_t *page_table; /* [S + 1, page_stride]: slot S is padding's */
+    int R, S;                  /* requests the pass has room for */
+    int page_stride, page_tokens, max_len;
+} ds_draft_round;
+
+/* ds_draft_context_rows: ds_draft_context of every row of a step whose row arrays are device memory.
+ * ds_draft_round_pass: a block for the first R seats of the control array that want one, left in the seats.
+ * Both only enqueue ops and run nothing on the host, so a graph can hold them. */
+ds_code ds_draft_context_rows(ds_draft *d, const ds_kv_pool *kv, const ds_rows *rows, const float *taps,
+                              ds_err *err);
+ds_code ds_draft_round_pass(ds_draft *d, const ds_kv_pool *kv, const ds_draft_round *r, ds_err *err);
+
 #endif

@@ -2,18 +2,12 @@
  * reaches the ops. One architecture today; another is one more bind/alloc/forward beside qwen3. */
 #include "worker/model/model.h"
 #include "base/log.h"
+#include "worker/model/mirror.h"
 #include "worker/model/qwen3.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* Row metadata on a back end whose memory is not the host's. */
-typedef struct ds_row_mirror {
-    int32_t *row; /* [4, max_rows]: token, pos, slot, logit_row */
-    int32_t *table;
-    size_t table_cap; /* entries */
-} ds_row_mirror;
 
 struct ds_model {
     ds_model_info info;
@@ -22,7 +16,6 @@ struct ds_model {
     ds_qwen3 qwen3;
     ds_backend *backend;
     ds_row_mirror mirror;
-    int host; /* back-end memory is host memory */
 };
 
 /* --- open --------------------------------------------------------------------------------------------- */
@@ -95,13 +88,10 @@ static ds_code prepare(ds_model *m, const char *dir, const ds_model_opts *opts, 
 static ds_code open_on(ds_model *m, ds_backend *b, ds_err *err)
 {
     m->backend = b;
-    m->host = ds_backend_is_host(b);
     ds_weights_warn_extra(&m->weights);
     DS_TRY(ds_weights_load(&m->weights, b, err));
     DS_TRY(ds_qwen3_alloc(&m->qwen3, b, err));
-    if (m->host)
-        return DS_OK;
-    return b->alloc(b, 4 * (size_t)m->qwen3.max_rows * sizeof(int32_t), (void **)&m->mirror.row, err);
+    return ds_row_mirror_init(&m->mirror, b, m->qwen3.max_rows, 1, err);
 }
 
 ds_code ds_model_open(const char *dir, const ds_model_opts *opts, ds_backend *b, ds_model **ret, ds_err *err)
@@ -124,10 +114,7 @@ void ds_model_close(ds_model *m)
 {
     if (!m)
         return;
-    if (m->mirror.row)
-        m->backend->free(m->backend, m->mirror.row);
-    if (m->mirror.table)
-        m->backend->free(m->backend, m->mirror.table);
+    ds_row_mirror_free(&m->mirror, m->backend);
     ds_qwen3_free(&m->qwen3, m->backend);
     ds_weights_close(&m->weights);
     free(m);
@@ -202,50 +189,27 @@ static ds_code check_rows(const ds_model *m, const ds_kv_pool *kv, const ds_step
     return DS_OK;
 }
 
-/* Copy the row arrays to the device and point a at the copies. The page table mirror grows when a step brings
- * more slots than any before it; it stays afterwards. */
-static ds_code mirror_rows(ds_model *m, ds_step_args *a, ds_err *err)
-{
-    ds_backend *b = m->backend;
-    ds_rows *r = &a->rows;
-    size_t T = (size_t)r->T, cap = (size_t)m->qwen3.max_rows, slots = 0;
-    for (int t = 0; t < r->T; t++)
-        slots = (size_t)r->slot[t] >= slots ? (size_t)r->slot[t] + 1 : slots;
-    size_t entries = slots * (size_t)r->page_stride;
-    if (entries > m->mirror.table_cap) {
-        if (m->mirror.table)
-            b->free(b, m->mirror.table);
-        m->mirror.table = NULL;
-        m->mirror.table_cap = 0;
-        DS_TRY(b->alloc(b, 2 * entries * sizeof(int32_t), (void **)&m->mirror.table, err));
-        m->mirror.table_cap = 2 * entries;
-    }
-    int32_t *row = m->mirror.row;
-    DS_TRY(b->upload(b, row, r->token, T * sizeof *row));
-    DS_TRY(b->upload(b, row + cap, r->pos, T * sizeof *row));
-    DS_TRY(b->upload(b, row + 2 * cap, r->slot, T * sizeof *row));
-    if (a->R)
-        DS_TRY(b->upload(b, row + 3 * cap, a->logit_row, (size_t)a->R * sizeof *row));
-    DS_TRY(b->upload(b, m->mirror.table, r->page_table, entries * sizeof *row));
-    r->token = row;
-    r->pos = row + cap;
-    r->slot = row + 2 * cap;
-    a->logit_row = row + 3 * cap;
-    r->page_table = m->mirror.table;
-    return DS_OK;
-}
-
 ds_code ds_model_forward(ds_model *m, const ds_kv_pool *kv, ds_step_args *a, ds_err *err)
 {
     DS_TRY(check_rows(m, kv, a, err));
     ds_step_args dev = *a;
-    if (!m->host) {
-        ds_code code = mirror_rows(m, &dev, err);
-        if (code != DS_OK)
-            return code == DS_ENOMEM ? code : ds_err_set(err, code, "upload of %d rows failed", a->rows.T);
-    }
+    ds_code code = ds_row_mirror_rows(&m->mirror, m->backend, &dev.rows, err);
+    if (code == DS_OK)
+        code = ds_row_mirror_more(&m->mirror, m->backend, 0, &dev.logit_row, a->R);
+    if (code != DS_OK)
+        return code == DS_ENOMEM ? code : ds_err_set(err, code, "upload of %d rows failed", a->rows.T);
     DS_TRY(ds_qwen3_forward(&m->qwen3, m->backend, kv, &dev, err));
     a->logits = dev.logits;
     a->taps = dev.taps;
     return DS_OK;
+}
+
+ds_code ds_model_forward_rows(ds_model *m, const ds_kv_pool *kv, ds_step_args *a, ds_err *err)
+{
+    if (a->rows.T < 1 || a->rows.T > m->qwen3.max_logit_rows)
+        return ds_err_field(err, DS_EINVAL, "rows", "step of %d rows with logits; at most %d", a->rows.T,
+                            m->qwen3.max_logit_rows);
+    a->logit_row = NULL;
+    a->R = a->rows.T;
+    return ds_qwen3_forward(&m->qwen3, m->backend, kv, a, err);
 }

@@ -73,5 +73,8 @@ void ds_model_tables(const ds_model *m, ds_mat *ret_embed, ds_mat *ret_head);
 /* ds_model_forward: all rows write their K/V, then attend; logits of logit_row. Row arrays in `rows` are host
  * memory here; the model uploads them. */
 ds_code ds_model_forward(ds_model *m, const ds_kv_pool *kv, ds_step_args *a, ds_err *err);
+/* ds_model_forward_rows: the same with row arrays and page table in device memory, unread by the host, and
+ * logits of every row: a->R and a->logit_row are set here. T <= max_logit_rows. Only enqueues ops. */
+ds_code ds_model_forward_rows(ds_model *m, const ds_kv_pool *kv, ds_step_args *a, ds_err *err);
 
 #endif
