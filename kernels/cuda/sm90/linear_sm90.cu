@@ -62,49 +62,40 @@ struct ring {
     uint32_t base, full, empty; /* shared addresses: stages, barriers [STAGES] each */
 };
 
-/* Before the wait: the weights of the first stages. Then x of those, then stage after stage as consumers free them. The
- * producer is one thread: its loop counts, it does not divide. */
+typedef struct place { /* of a unit */
+    int product, row, k;
+} place;
+
+__device__ static place place_of(const job *j, int unit)
+{
+    const int tile = unit / j->blocks_k, p = product_of(j, tile);
+    return {p, (tile - j->p[p].first_tile) * DS_SM90_N, (unit - tile * j->blocks_k) * DS_SM90_K};
+}
+
+/* Before the wait: the weights of the first stages. Then x of those, then stage after stage as consumers free them. */
 template <int NT, int STAGES>
 __device__ static void produce(const ring<NT, STAGES> *r, const job *j, const maps *m, int begin, int end)
 {
-    const int units = end - begin, last_k = (j->blocks_k - 1) * DS_SM90_K, first_k = begin % j->blocks_k * DS_SM90_K;
-    int tile = begin / j->blocks_k, p = product_of(j, tile), row = (tile - j->p[p].first_tile) * DS_SM90_N;
-    int stage = 0, parity = 1, k = first_k, left = units < STAGES ? units : STAGES, waited = 0;
-    for (int i = 0; i < units; i++) {
-        const uint32_t to = r->base + (uint32_t)(stage * r->STAGE_BYTES), full = r->full + 8 * (uint32_t)stage;
-        if (left == 0 && !waited) {
-            waited = 1;
-            ds_pdl_wait();
-            for (int b = 0, at = first_k; b < STAGES; b++, at = at == last_k ? 0 : at + DS_SM90_K)
-                copy_tile(r->base + (uint32_t)(b * r->STAGE_BYTES) + TILE_BYTES, &m->x, at, 0, r->full + 8 * (uint32_t)b, EVICT_LAST);
-        }
-        if (waited)
-            bar_wait(r->empty + 8 * (uint32_t)stage, parity);
-        else
-            left--;
+    const int ahead = end - begin < STAGES ? end - begin : STAGES;
+    for (int i = 0; i < ahead; i++) {
+        const place at = place_of(j, begin + i);
+        const uint32_t full = r->full + 8 * (uint32_t)i;
         bar_expect(full, r->STAGE_BYTES);
-        copy_tile(to, &m->w[p], k, row, full, EVICT_FIRST);
-        if (waited)
-            copy_tile(to + TILE_BYTES, &m->x, k, 0, full, EVICT_LAST);
-        if (k == last_k) {
-            k = 0;
-            if (i + 1 < units) {
-                p = product_of(j, ++tile);
-                row = (tile - j->p[p].first_tile) * DS_SM90_N;
-            }
-        } else {
-            k += DS_SM90_K;
-        }
-        if (++stage == STAGES) {
-            stage = 0;
-            parity ^= 1;
-        }
+        copy_tile(r->base + (uint32_t)(i * r->STAGE_BYTES), &m->w[at.product], at.k, at.row, full, EVICT_FIRST);
     }
-    if (waited)
-        return;
     ds_pdl_wait();
-    for (int b = 0, at = first_k; b < units; b++, at = at == last_k ? 0 : at + DS_SM90_K)
-        copy_tile(r->base + (uint32_t)(b * r->STAGE_BYTES) + TILE_BYTES, &m->x, at, 0, r->full + 8 * (uint32_t)b, EVICT_LAST);
+    for (int i = 0; i < ahead; i++)
+        copy_tile(r->base + (uint32_t)(i * r->STAGE_BYTES) + TILE_BYTES, &m->x, (begin + i) % j->blocks_k * DS_SM90_K, 0,
+                  r->full + 8 * (uint32_t)i, EVICT_LAST);
+    for (int i = ahead; begin + i < end; i++) {
+        const int stage = i % STAGES;
+        const place at = place_of(j, begin + i);
+        const uint32_t to = r->base + (uint32_t)(stage * r->STAGE_BYTES), full = r->full + 8 * (uint32_t)stage;
+        bar_wait(r->empty + 8 * (uint32_t)stage, (i / STAGES - 1) & 1);
+        bar_expect(full, r->STAGE_BYTES);
+        copy_tile(to, &m->w[at.product], at.k, at.row, full, EVICT_FIRST);
+        copy_tile(to + TILE_BYTES, &m->x, at.k, 0, full, EVICT_LAST);
+    }
 }
 
 __device__ static void consumers_sync(void)
@@ -184,11 +175,11 @@ __device__ static void consume(const ring<NT, STAGES> *r, const job *j, int begi
 {
     const uint32_t group = (threadIdx.x / 128) * (TILE_BYTES / 2);
     float acc[NT / 2];
-    int stage = 0, parity = 0, tile = begin / j->blocks_k, k = begin % j->blocks_k;
-    for (int unit = begin; unit < end; unit++) {
+    for (int unit = begin, i = 0; unit < end; unit++, i++) {
+        const int stage = i % STAGES, tile = unit / j->blocks_k;
         const uint32_t at = r->base + (uint32_t)(stage * r->STAGE_BYTES);
-        const int fresh = unit == begin || k == 0;
-        bar_wait(r->full + 8 * (uint32_t)stage, parity);
+        const int fresh = unit == begin || unit % j->blocks_k == 0;
+        bar_wait(r->full + 8 * (uint32_t)stage, (i / STAGES) & 1);
         const uint64_t a = wgmma_desc(at + group), b = wgmma_desc(at + TILE_BYTES);
         wgmma_fence();
 #pragma unroll
@@ -198,16 +189,9 @@ __device__ static void consume(const ring<NT, STAGES> *r, const job *j, int begi
         wgmma_wait<0>();
         if (threadIdx.x % 32 == 0)
             bar_arrive(r->empty + 8 * (uint32_t)stage);
-        if (++stage == STAGES) {
-            stage = 0;
-            parity ^= 1;
-        }
-        if (++k < j->blocks_k && unit + 1 < end)
-            continue;
-        if (gather_parts<NT>(j, tile, acc, flag))
-            store_tile<NT>(j, tile, acc);
-        k = 0;
-        tile++;
+        if (unit + 1 == end || (unit + 1) % j->blocks_k == 0)
+            if (gather_parts<NT>(j, tile, acc, flag))
+                store_tile<NT>(j, tile, acc);
     }
 }
 
