@@ -78,9 +78,8 @@ export build root deps flags
 engine=$(ls worker/*.c | grep -vE '/(main|link[a-z_]*|serve|identity|request)\.c$' | xargs grep -L 'proto/')
 library=$(ls base/*.c kernels/*.c kernels/cpu/*.c kernels/cuda/*.cu kernels/cuda/sm90/*.cu worker/model/*.c worker/request.c 2>/dev/null)
 tests="tests/lib/test.c tests/device/bench_cuda.cu"
-programs="tests/kernel/test_linear.c tests/kernel/test_rows.c tests/kernel/test_attention.c tests/kernel/test_sample.c
-tests/kernel/test_cuda.c tests/kernel/test_cuda_lost.c tests/golden/test_cuda.c tests/golden/test_dspark.c tests/unit/test_same_tokens.c
-tests/kernel/test_step.c tests/unit/test_loop.c tests/unit/test_resident.c"
+programs=$(ls tests/kernel/test_{linear,rows,attention,sample,cuda,cuda_lost,step}.c tests/golden/test_{cuda,dspark}.c \
+    tests/unit/test_{same_tokens,loop,resident}.c 2>/dev/null)
 make() {
     printf '%s\n' $library $engine $tests $programs | xargs -P "${JOBS:-$(nproc)}" -I{} bash -c 'compile {} || echo "not built: {}"' || return 1
     rm -f "$build/library.a"
@@ -118,8 +117,8 @@ if wants tests; then
     done
     one lost 60 "$bin/test_kernel_cuda_lost"
     one golden 90 "$bin/test_golden_cuda"
-    for p in test_unit_same_tokens test_golden_dspark; do
-        names=$(grep -aoE 'test_cuda_[a-z0-9_]+' "$bin/$p" 2>/dev/null | sed 's/^test_//' | sort -u | tr '\n' ' ')
+    for p in test_unit_same_tokens test_golden_dspark test_kernel_step test_unit_loop test_unit_resident; do
+        names=$(nm "$bin/$p" 2>/dev/null | grep -oE ' t test_[a-z0-9_]*cuda[a-z0-9_]*' | sed 's/.* test_//' | tr '\n' ' ')
         [ -n "$names" ] && one "${p#test_}" 120 "$bin/$p" $names
     done
 fi
