@@ -491,7 +491,8 @@ static void take_round(void *ctx, ds_seq *q, const ds_round_out *o)
                                   .first = first,
                                   .stop_id = -1,
                                   .n_accepted = o->n_accepted,
-                                  .n_rejected = o->n_verify - o->n_accepted});
+                                  .n_rejected = o->n_verify - o->n_accepted,
+                                  .survival = o->survival});
     }
     if (how != DS_FINISH_NONE)
         finish(e, q, how);

@@ -44,6 +44,9 @@ static void on_event(void *ctx, const ds_event *ev)
         CHECK_EQ(ev->first, a->n);
         a->accepted += ev->n_accepted;
         CHECK(ev->n >= 1 && ev->n_accepted <= ev->n && ev->n_rejected >= 0);
+        for (int k = 0; k < ev->n_accepted + ev->n_rejected;
+             k++) /* the router is told of every verified draft */
+            CHECK(ev->survival && ev->survival[k] >= 0 && ev->survival[k] <= (k ? ev->survival[k - 1] : 1));
         for (int i = 0; i < ev->n; i++, a->n++) {
             CHECK_MSG(a->n < MAX_OUT &&
                           (h->alone || (a->n < a->n_want && ev->token[i].token == a->want[a->n])),
