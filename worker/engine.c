@@ -475,7 +475,7 @@ static void take_round(void *ctx, ds_seq *q, const ds_round_out *o)
     DS_ASSERT(n == o->n && (how == DS_FINISH_STOP) == (o->state == DS_SEAT_STOPPED) &&
               (how == DS_FINISH_LENGTH) == (o->state == DS_SEAT_FULL));
     if (e->spec)
-        ds_speculate_count(e->spec, o->n_verify, o->n_accepted);
+        ds_speculate_count(e->spec, o->survival[0] >= 0, o->n_verify, o->n_accepted);
     e->stats.rows += 1 + (uint64_t)o->n_verify;
     e->stats.decode_rows += 1 + (uint64_t)o->n_verify;
     if (n) {
@@ -491,7 +491,8 @@ static void take_round(void *ctx, ds_seq *q, const ds_round_out *o)
                                   .first = first,
                                   .stop_id = -1,
                                   .n_accepted = o->n_accepted,
-                                  .n_rejected = o->n_verify - o->n_accepted});
+                                  .n_rejected = o->n_verify - o->n_accepted,
+                                  .survival = o->survival});
     }
     if (how != DS_FINISH_NONE)
         finish(e, q, how);
@@ -611,6 +612,13 @@ void ds_engine_get_stats(const ds_engine *e, ds_engine_stats *ret)
     ret->preemptions = c.preemptions;
     ret->prompt_tokens = c.prompt_tokens;
     ret->prefix_hit_tokens = c.prefix_hit_tokens;
+}
+
+int ds_engine_get_loop_costs(const ds_engine *e, ds_loop_costs *ret)
+{
+    if (e->resident)
+        ds_resident_get_costs(e->resident, ret);
+    return e->resident != NULL;
 }
 
 int ds_engine_get_profile(const ds_engine *e, ds_profile *ret)

@@ -122,6 +122,9 @@ ds_code ds_engine_step(ds_engine *e, int *ret_work, ds_err *err);
 /* ds_engine_audit: recount pages, references and lists; DS_EBUG names what is wrong. For tests. */
 ds_code ds_engine_audit(const ds_engine *e, ds_err *err);
 void ds_engine_get_stats(const ds_engine *e, ds_engine_stats *ret);
+/* ds_engine_get_loop_costs: of the device loop's graphs; 0: there is none. */
+struct ds_loop_costs;
+int ds_engine_get_loop_costs(const ds_engine *e, struct ds_loop_costs *ret);
 /* ds_engine_get_profile: step costs as refined so far. 0 without a draft. */
 int ds_engine_get_profile(const ds_engine *e, struct ds_profile *ret);
 /* ds_engine_set_schedule: from the next step on. DS_EINVAL (scheduler) when it is not legal here. */

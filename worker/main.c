@@ -6,6 +6,7 @@
 #include "proto/socket.h"
 #include "worker/exit.h"
 #include "worker/identity.h"
+#include "worker/loop.h"
 #include "worker/plan.h"
 #include "worker/profile.h"
 #include "worker/serve.h"
@@ -23,8 +24,8 @@
 enum { PAGE_TOKENS = DS_MAX_PAGE_TOKENS };
 
 typedef struct options {
-    char *model, *draft, *speculation, *acceptance, *scheduler, *profile_dir, *connect, *device, *name,
-        *served_model_name, *weights, *kv_dtype, *isa, *log_level, *log_format;
+    char *model, *draft, *speculation, *acceptance, *scheduler, *profile_dir, *connect, *device, *device_loop,
+        *name, *served_model_name, *weights, *kv_dtype, *isa, *log_level, *log_format;
     int64_t max_draft, threads, kv_pages, kv_bytes, max_seqs, max_step_rows, max_queue, max_model_len,
         heartbeat_ms, router_timeout_ms, parent_pid;
     double draft_threshold;
@@ -46,6 +47,10 @@ static const ds_conf_key g_keys[] = {
              "below draft_threshold, or all (fixed); auto: global, under acceptance rejection early-stop"},
     {KEY(DS_CONF_FLOAT, draft_threshold), "0.5", 0, 1, .help = "of scheduler threshold"},
     {KEY(DS_CONF_STR, profile_dir), NULL, .help = "folder of the step cost profile (default: the draft's)"},
+    {KEY(DS_CONF_ENUM, device_loop), "auto", .choices = "auto|on|off",
+     .help = "verify, accept and draft on the device while all requests decode simply (docs/loop.md), drafts "
+             "then ranked by current confidences within a budget two steps old; needs acceptance coupled; "
+             "auto: on with device cuda and scheduler auto"},
     {KEY(DS_CONF_INT, max_draft), "0", 0, DS_MAX_BLOCK, .unit = "tokens",
      .help = "drafts verified at once for one request; 0: the draft's block"},
     {KEY(DS_CONF_STR, connect), NULL, .help = "router's endpoint for workers: ipc://PATH or tcp://HOST:PORT"},
@@ -253,6 +258,21 @@ static ds_sched_kind schedule_of(const options *o)
     return o->acceptance[0] == 'r' ? DS_SCHED_EARLY_STOP : DS_SCHED_GLOBAL;
 }
 
+static int wants_loop(const options *o)
+{
+    if (strcmp(o->device_loop, "auto") != 0)
+        return o->device_loop[1] == 'n';
+    return strcmp(o->device, "cuda") == 0 && o->acceptance[0] == 'c' && strcmp(o->scheduler, "auto") == 0 &&
+           o->max_seqs <= DS_LOOP_MAX_SEATS;
+}
+
+static void on_captured(void *ctx, int done, int total)
+{
+    (void)ctx;
+    if (done == total || done % 8 == 0)
+        ds_log(DS_LOG_INFO, "loop", "captured and timed %d of %d graphs", done, total);
+}
+
 static ds_code open_engine(worker *w, ds_err *err)
 {
     const options *o = &w->opt;
@@ -275,6 +295,8 @@ static ds_code open_engine(worker *w, ds_err *err)
                          .threshold = o->draft_threshold,
                          .profile = known ? &profile : NULL,
                          .max_draft = (int)o->max_draft,
+                         .device_loop = wants_loop(o),
+                         .progress = on_captured,
                          .spec_temps = w->draft ? ds_draft_get_info(w->draft)->T : NULL,
                          .clock = ds_clock_system()};
     DS_TRY(ds_serve_create(&w->serve, err));

@@ -30,6 +30,8 @@ ds_code ds_resident_create(const ds_resident_conf *conf, ds_resident **ret, ds_e
     ds_code code = DS_OK;
     if (!r->list || !r->seat || !r->at || !r->sent || !r->published)
         code = ds_err_set(err, DS_ENOMEM, "no memory for %zu seats", S);
+    for (size_t i = 0; r->sent && i < S * (size_t)conf->loop.page_stride; i++)
+        r->sent[i] = -1; /* unknown: the loop's profile wrote there */
     if (code == DS_OK)
         code = ds_loop_create(&conf->loop, &r->loop, err);
     if (code != DS_OK) {
@@ -56,6 +58,11 @@ uint64_t ds_resident_rounds(const ds_resident *r, uint64_t *ret_drafted)
 {
     *ret_drafted = ds_loop_drafted(r->loop);
     return r->rounds;
+}
+
+void ds_resident_get_costs(const ds_resident *r, ds_loop_costs *ret)
+{
+    ds_loop_get_costs(r->loop, ret);
 }
 
 /* ---- who may sit ---- */

@@ -28,6 +28,7 @@ void ds_resident_destroy(ds_resident *r);
  * ordinary step is due; the sequences are then as the last round left them. An error leaves no round in
  * flight; the running sequences are lost. */
 ds_code ds_resident_step(ds_resident *r, int *ret_did, ds_err *err);
+void ds_resident_get_costs(const ds_resident *r, ds_loop_costs *ret);
 /* ds_resident_rounds: since the start; *ret_drafted: those with a draft pass. */
 uint64_t ds_resident_rounds(const ds_resident *r, uint64_t *ret_drafted);
 

@@ -257,8 +257,9 @@ static int accept_by_odds(const ds_speculate *s, const ds_seq *q, int l, ds_samp
     return n;
 }
 
-void ds_speculate_count(ds_speculate *s, int l, int n)
+void ds_speculate_count(ds_speculate *s, int offered, int l, int n)
 {
+    s->stats.drafted += offered ? (uint64_t)s->d.block : 0;
     s->stats.rounds += l > 0;
     s->stats.verified += (uint64_t)l;
     s->stats.accepted += (uint64_t)n;
@@ -282,7 +283,7 @@ int ds_speculate_accept(ds_speculate *s, const ds_plan_item *it, ds_sample_out *
         expect(q->expect, q->survival, s->d.block, l, n);
         expect(s->expect, q->survival, s->d.block, l, n);
     }
-    ds_speculate_count(s, l, n);
+    ds_speculate_count(s, 0, l, n); /* its draft pass counted the block */
     if (l > 0 && !s->conf.synthetic)
         ds_live_tell(&s->live, q->confidence, l, n);
     q->n_draft = 0;

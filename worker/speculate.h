@@ -43,8 +43,9 @@ void ds_speculate_set_schedule(ds_speculate *s, ds_sched_kind kind, double thres
 void ds_speculate_schedule(ds_speculate *s, const ds_sched *sched);
 /* ds_speculate_accept: drafts of an item that stand; out: its sampled rows. */
 int ds_speculate_accept(ds_speculate *s, const ds_plan_item *it, ds_sample_out *out);
-/* ds_speculate_count: a round of q that was judged elsewhere: n of its l verified drafts stand. */
-void ds_speculate_count(ds_speculate *s, int l, int n);
+/* ds_speculate_count: a round of the device loop: n of l verified drafts stand; offered 1: a block was made.
+ */
+void ds_speculate_count(ds_speculate *s, int offered, int l, int n);
 /* ds_speculate_seat: what the device loop may draft for q: ret_all 1: its client wants every draft verified.
  * Returns how many at once, 0: none. */
 int ds_speculate_seat(const ds_speculate *s, const ds_seq *q, int *ret_all);

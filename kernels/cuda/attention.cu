@@ -1,7 +1,8 @@
 /* attention.cu - attention of flattened rows over paged KV: which kernel serves, and the portable one.
  *
- * Portable: one block a (row, head). Keys go in blocks of 32 to four warps in turn; each warp keeps an online softmax,
- * one key a lane; the four are merged in warp order. The order of every sum depends on the row's position alone. */
+ * Portable: one block a (row, head). Keys go in blocks of 32 to four warps in turn; each warp keeps an online
+ * softmax, one key a lane; the four are merged in warp order. The order of every sum depends on the row's
+ * position alone. */
 #include "kernels/cuda/internal.h"
 
 #include "kernels/cuda/attention.h"
@@ -18,16 +19,15 @@ struct page_walk { /* where key `key` of a slot lies: element offset of its head
     }
 };
 
-template <int DT>
-__global__ static void attention_kernel(ds_attn_args a, __nv_bfloat16 *rounded)
+template <int DT> __global__ static void attention_kernel(ds_attn_args a, __nv_bfloat16 *rounded)
 {
     __shared__ float q[MAX_D], p[WARPS][KEYS], acc_of[WARPS][MAX_D], m_of[WARPS], l_of[WARPS];
     ds_pdl_next();
     ds_pdl_wait();
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, D = a.D;
     const int t = (int)blockIdx.x, h = (int)blockIdx.y, pos = a.rows.pos[t];
-    const page_walk walk = {a.rows.page_table + (size_t)a.rows.slot[t] * a.rows.page_stride, a.rows.page_tokens, a.G,
-                            h / (a.H / a.G), D};
+    const page_walk walk = {a.rows.page_table + (size_t)a.rows.slot[t] * a.rows.page_stride,
+                            a.rows.page_tokens, a.G, h / (a.H / a.G), D};
     for (int i = (int)threadIdx.x; i < D; i += 32 * WARPS)
         q[i] = a.q[(size_t)t * a.q_stride + (size_t)h * D + i];
     __syncthreads();
@@ -42,7 +42,8 @@ __global__ static void attention_kernel(ds_attn_args a, __nv_bfloat16 *rounded)
                 s = fmaf(q[i], ds_load_f32(a.kv.k, (ds_dtype)DT, at + i), s);
             s *= a.scale;
         }
-        const float most = fmaxf(m, ds_warp_max(s)), shrink = expf(m - most), e = key <= pos ? expf(s - most) : 0;
+        const float most = fmaxf(m, ds_warp_max(s)), shrink = expf(m - most),
+                    e = key <= pos ? expf(s - most) : 0;
         m = most;
         l = l * shrink + ds_warp_sum(e);
         __syncwarp();
@@ -92,9 +93,9 @@ ds_code ds_cuda_attention(ds_backend *b, const ds_attn_args *a)
 {
     ds_cuda *c = ds_cuda_of(b);
     const ds_rows *r = &a->rows;
-    if (r->T < 0 || r->page_tokens <= 0 || r->page_tokens % 16 != 0 || r->page_stride <= 0 || a->H <= 0 || a->G <= 0 ||
-        a->H % a->G != 0 || a->H > 65535 || a->D <= 0 || a->D > MAX_D || a->q_stride < a->H * a->D ||
-        (a->kv.dtype != DS_F32 && a->kv.dtype != DS_BF16))
+    if (r->T < 0 || r->page_tokens <= 0 || r->page_tokens % 16 != 0 || r->page_stride <= 0 || a->H <= 0 ||
+        a->G <= 0 || a->H % a->G != 0 || a->H > 65535 || a->D <= 0 || a->D > MAX_D ||
+        a->q_stride < a->H * a->D || (a->kv.dtype != DS_F32 && a->kv.dtype != DS_BF16))
         return DS_EINVAL;
     DS_TRY(ds_cuda_flush(c));
     if (r->T == 0)

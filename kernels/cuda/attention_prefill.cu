@@ -1,9 +1,10 @@
-/* attention_prefill.cu - attention of dense blocks of rows (prompts) over bf16 pages of 16 tokens, on tensor cores.
+/* attention_prefill.cu - attention of dense blocks of rows (prompts) over bf16 pages of 16 tokens, on tensor
+ * cores.
  *
- * A block of 4 warps holds 128 query vectors: 128 / (H / G) rows times the heads of one KV head, 32 a warp (two tiles of
- * 16, so that a key read from shared memory serves both). Keys and values pass through shared memory in tiles of 64 tokens,
- * two in flight (cp.async, 16-byte pieces swizzled by row); an online softmax in registers, as in FlashAttention-2 (Dao
- * 2023). Queries and weights are rounded to bf16 once. */
+ * A block of 4 warps holds 128 query vectors: 128 / (H / G) rows times the heads of one KV head, 32 a warp
+ * (two tiles of 16, so that a key read from shared memory serves both). Keys and values pass through shared
+ * memory in tiles of 64 tokens, two in flight (cp.async, 16-byte pieces swizzled by row); an online softmax
+ * in registers, as in FlashAttention-2 (Dao 2023). Queries and weights are rounded to bf16 once. */
 #include "kernels/cuda/attention.h"
 
 enum { WARPS = 4, THREADS = 32 * WARPS, KEYS = 64, MT = 2 /* query tiles of a warp */, PAGE = DS_ATTN_PAGE };
@@ -15,7 +16,8 @@ __device__ static uint32_t smem_of(const void *p)
 
 __device__ static void copy16(uint32_t dst, const void *src, int valid) /* invalid: zeros */
 {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(valid ? 16 : 0) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(valid ? 16 : 0)
+                 : "memory");
 }
 
 __device__ static void load4(uint32_t (&r)[4], uint32_t at)
@@ -36,7 +38,8 @@ __device__ static void load4_transposed(uint32_t (&r)[4], uint32_t at)
 
 __device__ static void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
 {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
@@ -48,15 +51,14 @@ __device__ static uint32_t pack(float lo, float hi)
 }
 
 /* Shared address of 16-byte piece `piece` of row `row` in a tile of rows of D. */
-template <int D>
-__device__ static uint32_t piece_at(uint32_t tile, int row, int piece)
+template <int D> __device__ static uint32_t piece_at(uint32_t tile, int row, int piece)
 {
     return tile + (uint32_t)(row * D * 2 + ((piece ^ (row & 7)) << 4));
 }
 
 template <int D>
-__device__ static void load_tile(uint32_t k_tile, uint32_t v_tile, const ds_attn_args *a, const int32_t *table, int g, int first,
-                                 int last)
+__device__ static void load_tile(uint32_t k_tile, uint32_t v_tile, const ds_attn_args *a,
+                                 const int32_t *table, int g, int first, int last)
 {
     constexpr int PIECES = D / 8;
     for (int i = (int)threadIdx.x; i < KEYS * PIECES; i += THREADS) {
@@ -69,17 +71,18 @@ __device__ static void load_tile(uint32_t k_tile, uint32_t v_tile, const ds_attn
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-template <int D>
-struct warp_state {
+template <int D> struct warp_state {
     float acc[MT][D / 8][4];
     float m[MT][2], l[MT][2]; /* of query rows r, r + 8 of a tile, in units of log2; l: this lane's part */
     int pos[MT][2];           /* -1: none */
 };
 
 template <int D>
-__device__ static void scores(uint32_t q_tile, uint32_t k_tile, int warp, int lane, float (&s)[MT][KEYS / 8][4])
+__device__ static void scores(uint32_t q_tile, uint32_t k_tile, int warp, int lane,
+                              float (&s)[MT][KEYS / 8][4])
 {
-    const int key = lane / 16 * 8 + lane % 8, k_half = lane / 8 % 2;          /* of the four 8 x 8 matrices of a load */
+    const int key = lane / 16 * 8 + lane % 8,
+              k_half = lane / 8 % 2; /* of the four 8 x 8 matrices of a load */
     const int row = lane / 8 % 2 * 8 + lane % 8 + warp * 16 * MT, q_half = lane / 16;
 #pragma unroll
     for (int t = 0; t < MT; t++)
@@ -178,7 +181,8 @@ __device__ static void load_queries(uint32_t q_tile, const ds_attn_args *a, int 
         const int q = i / (D / 8), piece = i % (D / 8);
         float4 lo = make_float4(0, 0, 0, 0), hi = lo;
         if (q / group < rows) {
-            const float *from = a->q + (size_t)(t0 + q / group) * a->q_stride + (size_t)(g * group + q % group) * D + piece * 8;
+            const float *from = a->q + (size_t)(t0 + q / group) * a->q_stride +
+                                (size_t)(g * group + q % group) * D + piece * 8;
             lo = *(const float4 *)from;
             hi = *(const float4 *)(from + 4);
         }
@@ -211,8 +215,8 @@ __device__ static void start(warp_state<D> *w, const ds_attn_args *a, int t0, in
 }
 
 template <int D>
-__device__ static void store(const warp_state<D> *w, const ds_attn_args *a, __nv_bfloat16 *rounded, int t0, int rows, int g,
-                             int warp, int r, int c)
+__device__ static void store(const warp_state<D> *w, const ds_attn_args *a, __nv_bfloat16 *rounded, int t0,
+                             int rows, int g, int warp, int r, int c)
 {
     const int group = a->H / a->G;
 #pragma unroll
@@ -238,12 +242,14 @@ __device__ static void store(const warp_state<D> *w, const ds_attn_args *a, __nv
 }
 
 template <int D>
-__global__ static void __launch_bounds__(THREADS, 2) prefill_kernel(ds_attn_args a, __nv_bfloat16 *rounded, int dense)
+__global__ static void __launch_bounds__(THREADS, 2)
+    prefill_kernel(ds_attn_args a, __nv_bfloat16 *rounded, int dense)
 {
     extern __shared__ __align__(128) char smem[];
     ds_pdl_next();
     ds_pdl_wait();
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, r = lane / 4, c = lane % 4, g = (int)blockIdx.y;
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, r = lane / 4, c = lane % 4,
+              g = (int)blockIdx.y;
     const int t0 = ((int)gridDim.x - 1 - (int)blockIdx.x) * dense; /* the longest first */
     const int rows = a.rows.T - t0 < dense ? a.rows.T - t0 : dense;
     if (!ds_attn_is_dense(&a.rows, t0, dense))
@@ -257,7 +263,8 @@ __global__ static void __launch_bounds__(THREADS, 2) prefill_kernel(ds_attn_args
     warp_state<D> w;
     start<D>(&w, &a, t0, rows, warp, r);
     for (int i = 0; i < tiles; i++) {
-        const uint32_t k = base + (uint32_t)(i % 2) * 2 * TILE, next = base + (uint32_t)((i + 1) % 2) * 2 * TILE;
+        const uint32_t k = base + (uint32_t)(i % 2) * 2 * TILE,
+                       next = base + (uint32_t)((i + 1) % 2) * 2 * TILE;
         if (i + 1 < tiles) {
             load_tile<D>(next, next + TILE, &a, table, g, (i + 1) * KEYS, last);
             asm volatile("cp.async.wait_group 1;" ::: "memory");
@@ -276,13 +283,13 @@ __global__ static void __launch_bounds__(THREADS, 2) prefill_kernel(ds_attn_args
     store<D>(&w, &a, rounded, t0, rows, g, warp, r, c);
 }
 
-template <int D>
-static ds_code run(ds_cuda *c, const ds_attn_args *a, __nv_bfloat16 *rounded, int dense)
+template <int D> static ds_code run(ds_cuda *c, const ds_attn_args *a, __nv_bfloat16 *rounded, int dense)
 {
     const int smem = (4 * KEYS + 16 * MT * WARPS) * D * 2;
-    DS_TRY(ds_cuda_code(c, cudaFuncSetAttribute(prefill_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, smem)));
-    return ds_launch(c, prefill_kernel<D>, dim3((unsigned)((a->rows.T + dense - 1) / dense), (unsigned)a->G), dim3(THREADS),
-                     (size_t)smem, *a, rounded, dense);
+    DS_TRY(ds_cuda_code(
+        c, cudaFuncSetAttribute(prefill_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, smem)));
+    return ds_launch(c, prefill_kernel<D>, dim3((unsigned)((a->rows.T + dense - 1) / dense), (unsigned)a->G),
+                     dim3(THREADS), (size_t)smem, *a, rounded, dense);
 }
 
 ds_code ds_cuda_attention_prefill(ds_cuda *c, const ds_attn_args *a, __nv_bfloat16 *rounded, int dense)

@@ -1,6 +1,6 @@
-/* blaslt.cu - products of many rows through cuBLASLt, which is opened at run time: a worker on a machine without the
- * library serves all the same, with its own kernels. The algorithm of a shape is chosen once and kept, so that a shape
- * gives the same bits always; different row counts may use different ones. */
+/* blaslt.cu - products of many rows through cuBLASLt, which is opened at run time: a worker on a machine
+ * without the library serves all the same, with its own kernels. The algorithm of a shape is chosen once and
+ * kept, so that a shape gives the same bits always; different row counts may use different ones. */
 #include "kernels/cuda/internal.h"
 
 #include <cublasLt.h>
@@ -66,7 +66,8 @@ static int start(ds_cuda_blas *l)
     cublasOperation_t transposed = CUBLAS_OP_T;
     return l->create(&l->handle) == CUBLAS_STATUS_SUCCESS &&
            l->desc_create(&l->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS &&
-           l->desc_set(l->desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed) == CUBLAS_STATUS_SUCCESS &&
+           l->desc_set(l->desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed) ==
+               CUBLAS_STATUS_SUCCESS &&
            cudaMalloc(&l->workspace, WORKSPACE) == cudaSuccess;
 }
 
@@ -116,12 +117,16 @@ static int make_plan(ds_cuda_blas *l, plan *p)
     size_t room = WORKSPACE;
     cublasLtMatmulPreference_t pref = NULL;
     cublasLtMatmulHeuristicResult_t found = {};
-    int n = 0, made = l->layout_create(&p->w, CUDA_R_16BF, (uint64_t)p->k, (uint64_t)p->n, p->k) == CUBLAS_STATUS_SUCCESS;
-    made &= l->layout_create(&p->x, CUDA_R_16BF, (uint64_t)p->k, (uint64_t)p->T, p->k) == CUBLAS_STATUS_SUCCESS;
-    made &= l->layout_create(&p->y, CUDA_R_32F, (uint64_t)p->n, (uint64_t)p->T, p->y_stride) == CUBLAS_STATUS_SUCCESS;
+    int n = 0, made = l->layout_create(&p->w, CUDA_R_16BF, (uint64_t)p->k, (uint64_t)p->n, p->k) ==
+                      CUBLAS_STATUS_SUCCESS;
+    made &=
+        l->layout_create(&p->x, CUDA_R_16BF, (uint64_t)p->k, (uint64_t)p->T, p->k) == CUBLAS_STATUS_SUCCESS;
+    made &= l->layout_create(&p->y, CUDA_R_32F, (uint64_t)p->n, (uint64_t)p->T, p->y_stride) ==
+            CUBLAS_STATUS_SUCCESS;
     if (made && l->pref_create(&pref) == CUBLAS_STATUS_SUCCESS) {
         l->pref_set(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room);
-        if (l->heuristic(l->handle, l->desc, p->w, p->x, p->y, p->y, pref, 1, &found, &n) != CUBLAS_STATUS_SUCCESS)
+        if (l->heuristic(l->handle, l->desc, p->w, p->x, p->y, p->y, pref, 1, &found, &n) !=
+            CUBLAS_STATUS_SUCCESS)
             n = 0;
         l->pref_destroy(pref);
     }
@@ -139,7 +144,8 @@ static plan *find_plan(ds_cuda_blas *l, const ds_linear_args *a)
                  (unsigned)a->y_stride * 97u ^ (unsigned)a->accumulate;
     for (unsigned i = 0; i < CAP; i++) {
         plan *p = &l->plan[(h + i) % CAP];
-        if (p->n == a->w.n && p->k == a->w.k && p->T == a->T && p->y_stride == a->y_stride && p->accumulate == a->accumulate)
+        if (p->n == a->w.n && p->k == a->w.k && p->T == a->T && p->y_stride == a->y_stride &&
+            p->accumulate == a->accumulate)
             return p;
         if (p->n)
             continue;
@@ -162,8 +168,8 @@ ds_code ds_cuda_blas_linear(ds_cuda *c, const ds_linear_args *a)
     if (!p)
         return ds_cuda_linear_simt(c, a);
     const float one = 1, beta = a->accumulate ? 1.0f : 0.0f;
-    cublasStatus_t s = l->matmul(l->handle, l->desc, &one, a->w.data, p->w, c->xb.p, p->x, &beta, a->y, p->y, a->y, p->y,
-                                 &p->algo, l->workspace, WORKSPACE, c->stream);
+    cublasStatus_t s = l->matmul(l->handle, l->desc, &one, a->w.data, p->w, c->xb.p, p->x, &beta, a->y, p->y,
+                                 a->y, p->y, &p->algo, l->workspace, WORKSPACE, c->stream);
     if (s == CUBLAS_STATUS_SUCCESS)
         return ds_cuda_code(c, cudaSuccess);
     cudaError_t e = cudaPeekAtLastError();

@@ -190,8 +190,8 @@ static ds_code find_device(ds_cuda *c, ds_err *err)
     c->cc = 10 * p.major + p.minor;
     c->sms = p.multiProcessorCount;
     if (c->cc < 80)
-        return ds_err_field(err, DS_EUNSUPPORTED, "device", "%s has compute capability %d.%d; 8.0 is needed", p.name,
-                            p.major, p.minor);
+        return ds_err_field(err, DS_EUNSUPPORTED, "device", "%s has compute capability %d.%d; 8.0 is needed",
+                            p.name, p.major, p.minor);
     snprintf(c->detail, sizeof c->detail, "%.64s, sm_%d, %d multiprocessors", p.name, c->cc, c->sms);
     return DS_OK;
 }
@@ -201,13 +201,15 @@ static ds_code set_level(ds_cuda *c, const char *level, ds_err *err)
     int is_auto = !level || !level[0] || strcmp(level, "auto") == 0;
     int portable = !is_auto && strcmp(level, "portable") == 0;
     if (!is_auto && !portable && strcmp(level, "invariant") != 0)
-        return ds_err_field(err, DS_EINVAL, "isa", "isa \"%s\" is not one of the CUDA back end: auto, invariant, portable",
-                            level);
+        return ds_err_field(err, DS_EINVAL, "isa",
+                            "isa \"%s\" is not one of the CUDA back end: auto, invariant, portable", level);
     c->fast = c->cc == 90 && !portable;
     c->invariant = !is_auto || !c->fast;
     size_t at = strlen(c->detail);
     snprintf(c->detail + at, sizeof c->detail - at, ", %s",
-             !c->fast ? "portable" : c->invariant ? "invariant" : "auto");
+             !c->fast       ? "portable"
+             : c->invariant ? "invariant"
+                            : "auto");
     return DS_OK;
 }
 

@@ -63,7 +63,7 @@ typedef struct ds_cuda {
     ds_cuda_blas *blas; /* NULL: not there */
     ds_cuda_maps *maps;
     cudaEvent_t mark[DS_MARKS]; /* graph.cu; NULL: not yet used */
-    ds_cuda_room_block draws;   /* step.cu: rows and results of `draw` */
+    ds_cuda_room_block draws;   /* sample.cu: undo places of `draw` */
 } ds_cuda;
 
 static inline ds_cuda *ds_cuda_of(ds_backend *b)
@@ -151,9 +151,7 @@ __device__ __forceinline__ void ds_pdl_next(void)
 #endif
 }
 
-/* Launch with programmatic dependence on the kernel before; the error code of the launch. Every kernel asks
- * for the same split of a multiprocessor's memory, all shared: kernels with different splits never share one,
- * and a product that waits for the norm before it would start late. */
+/* Launch with programmatic dependence on the kernel before; the error code of the launch. */
 template <typename... P, typename... A>
 static inline ds_code ds_launch(ds_cuda *c, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem,
                                 A... args)
@@ -161,17 +159,15 @@ static inline ds_code ds_launch(ds_cuda *c, void (*kernel)(P...), dim3 grid, dim
     if (c->lost)
         return DS_ELOST;
     cudaLaunchConfig_t conf = {};
-    cudaLaunchAttribute attr[2] = {};
-    attr[0].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
-    attr[0].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
-    attr[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attr[1].val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attr = {};
+    attr.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attr.val.programmaticStreamSerializationAllowed = 1;
     conf.gridDim = grid;
     conf.blockDim = block;
     conf.dynamicSmemBytes = smem;
     conf.stream = c->stream;
-    conf.attrs = attr;
-    conf.numAttrs = c->cc >= 90 ? 2 : 1;
+    conf.attrs = &attr;
+    conf.numAttrs = c->cc >= 90;
     return ds_cuda_code(c, cudaLaunchKernelEx(&conf, kernel, P(args)...));
 }
 

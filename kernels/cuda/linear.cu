@@ -1,7 +1,8 @@
 /* linear.cu - y (+)= x W^T: which kernel serves a product, and the portable one.
  *
- * Consecutive products over one x are held back and launched together: a model writes q, k and v (gate and up) as
- * separate calls, and each launch of a few microseconds of weights costs a fill and a drain of the memory pipeline. */
+ * Consecutive products over one x are held back and launched together: a model writes q, k and v (gate and
+ * up) as separate calls, and each launch of a few microseconds of weights costs a fill and a drain of the
+ * memory pipeline. */
 #include "kernels/cuda/internal.h"
 
 /* --- rounding x ---------------------------------------------------------------------------------------- */
@@ -21,8 +22,8 @@ ds_code ds_cuda_round(ds_cuda *c, const float *x, int T, int K, int x_stride)
         return DS_OK;
     c->shadow.of = NULL;
     DS_TRY(ds_cuda_room(c, &c->xb, sizeof(__nv_bfloat16) * (size_t)T * (size_t)K));
-    DS_TRY(ds_launch(c, round_kernel, dim3((unsigned)(K + 255) / 256, (unsigned)T), dim3(256), 0, x, K, x_stride,
-                     (__nv_bfloat16 *)c->xb.p));
+    DS_TRY(ds_launch(c, round_kernel, dim3((unsigned)(K + 255) / 256, (unsigned)T), dim3(256), 0, x, K,
+                     x_stride, (__nv_bfloat16 *)c->xb.p));
     if (x_stride == K)
         c->shadow = {x, T, K};
     return DS_OK;
@@ -30,16 +31,16 @@ ds_code ds_cuda_round(ds_cuda *c, const float *x, int T, int K, int x_stride)
 
 /* --- portable ------------------------------------------------------------------------------------------ */
 
-/* One warp computes one weight row against up to TT rows of x: lane l sums inputs l, l + 32, ... in ascending order,
- * then one tree. The order depends on K alone. Row tiles go over grid.y. */
+/* One warp computes one weight row against up to TT rows of x: lane l sums inputs l, l + 32, ... in ascending
+ * order, then one tree. The order depends on K alone. Row tiles go over grid.y. */
 enum { TT = 8, SIMT_WARPS = 8 };
 
-template <int DT>
-__global__ static void simt_kernel(ds_linear_args a)
+template <int DT> __global__ static void simt_kernel(ds_linear_args a)
 {
     ds_pdl_next();
     ds_pdl_wait();
-    const int lane = (int)threadIdx.x % 32, n = (int)blockIdx.x * SIMT_WARPS + (int)threadIdx.x / 32, K = a.w.k;
+    const int lane = (int)threadIdx.x % 32, n = (int)blockIdx.x * SIMT_WARPS + (int)threadIdx.x / 32,
+              K = a.w.k;
     const int t0 = (int)blockIdx.y * TT, rows = a.T - t0 < TT ? a.T - t0 : TT;
     if (n >= a.w.n)
         return;
@@ -66,7 +67,8 @@ __global__ static void simt_kernel(ds_linear_args a)
 
 ds_code ds_cuda_linear_simt(ds_cuda *c, const ds_linear_args *a)
 {
-    const dim3 grid((unsigned)(a->w.n + SIMT_WARPS - 1) / SIMT_WARPS, (unsigned)(a->T + TT - 1) / TT), block(32 * SIMT_WARPS);
+    const dim3 grid((unsigned)(a->w.n + SIMT_WARPS - 1) / SIMT_WARPS, (unsigned)(a->T + TT - 1) / TT),
+        block(32 * SIMT_WARPS);
     switch (a->w.dtype) {
     case DS_BF16:
         return ds_launch(c, simt_kernel<DS_BF16>, grid, block, 0, *a);
@@ -131,7 +133,8 @@ static int overlap(const ds_linear_args *a, const ds_linear_args *b)
     const float *b1 = b->y + (size_t)(b->T - 1) * (size_t)b->y_stride + b->w.n;
     if (a->y >= b1 || b->y >= a1)
         return 0;
-    if (a->y_stride != b->y_stride) /* columns of one wide row are apart; anything else is taken as overlapping */
+    if (a->y_stride !=
+        b->y_stride) /* columns of one wide row are apart; anything else is taken as overlapping */
         return 1;
     ptrdiff_t d = b->y - a->y;
     return d >= 0 ? d < a->w.n || d + b->w.n > a->y_stride : -d < b->w.n || -d + a->w.n > a->y_stride;
@@ -140,8 +143,8 @@ static int overlap(const ds_linear_args *a, const ds_linear_args *b)
 static int joins(const ds_cuda *c, const ds_linear_args *a)
 {
     const ds_linear_args *g = c->group;
-    if (c->n_group == 0 || c->n_group == DS_CUDA_GROUP || g->x != a->x || g->T != a->T || g->x_stride != a->x_stride ||
-        g->w.k != a->w.k)
+    if (c->n_group == 0 || c->n_group == DS_CUDA_GROUP || g->x != a->x || g->T != a->T ||
+        g->x_stride != a->x_stride || g->w.k != a->w.k)
         return 0;
     for (int i = 0; i < c->n_group; i++)
         if (overlap(&c->group[i], a))
@@ -152,8 +155,9 @@ static int joins(const ds_cuda *c, const ds_linear_args *a)
 ds_code ds_cuda_linear(ds_backend *b, const ds_linear_args *a)
 {
     ds_cuda *c = ds_cuda_of(b);
-    if (!a->w.data || a->w.n <= 0 || a->w.k <= 0 || (unsigned)a->w.dtype > DS_I8 || a->T < 0 || a->x_stride < a->w.k ||
-        a->y_stride < a->w.n || (a->w.dtype == DS_I8 && (!a->w.scale || a->w.k % DS_I8_BLOCK != 0)))
+    if (!a->w.data || a->w.n <= 0 || a->w.k <= 0 || (unsigned)a->w.dtype > DS_I8 || a->T < 0 ||
+        a->x_stride < a->w.k || a->y_stride < a->w.n ||
+        (a->w.dtype == DS_I8 && (!a->w.scale || a->w.k % DS_I8_BLOCK != 0)))
         return DS_EINVAL;
     if (a->T == 0)
         return DS_OK;

@@ -1,5 +1,5 @@
-/* rows.cu - ops that go row by row: embed, rmsnorm, silu_mul, gather, cell, qkv. One block computes a row in an order
- * that depends on its width alone. */
+/* rows.cu - ops that go row by row: embed, rmsnorm, silu_mul, gather, cell, qkv. One block computes a row in
+ * an order that depends on its width alone. */
 #include "kernels/cuda/internal.h"
 
 enum { BLOCK = 256, WIDE = 512 };
@@ -26,7 +26,8 @@ __device__ static float block_sum(float x, float *part)
 
 /* --- embed --------------------------------------------------------------------------------------------- */
 
-/* A token outside the table (the caller checks; nothing else stands between it and memory) gives a row of NaN. */
+/* A token outside the table (the caller checks; nothing else stands between it and memory) gives a row of
+ * NaN. */
 __global__ static void embed_kernel(ds_embed_args a)
 {
     ds_pdl_next();
@@ -80,8 +81,7 @@ __global__ static void rmsnorm_kernel(ds_rmsnorm_args a, __nv_bfloat16 *rounded)
 }
 
 /* The same for widths that are multiples of 4: the row stays in registers between the two passes. */
-template <int PER>
-__global__ static void rmsnorm_wide_kernel(ds_rmsnorm_args a, __nv_bfloat16 *rounded)
+template <int PER> __global__ static void rmsnorm_wide_kernel(ds_rmsnorm_args a, __nv_bfloat16 *rounded)
 {
     __shared__ float part[32];
     ds_pdl_next();
@@ -107,7 +107,8 @@ __global__ static void rmsnorm_wide_kernel(ds_rmsnorm_args a, __nv_bfloat16 *rou
         int q = j * (int)blockDim.x + (int)threadIdx.x;
         if (q >= quads)
             continue;
-        float4 o = make_float4(v[j].x * r * w[j][0], v[j].y * r * w[j][1], v[j].z * r * w[j][2], v[j].w * r * w[j][3]);
+        float4 o = make_float4(v[j].x * r * w[j][0], v[j].y * r * w[j][1], v[j].z * r * w[j][2],
+                               v[j].w * r * w[j][3]);
         y[q] = o;
         if (rounded) {
             __nv_bfloat162 lo = __floats2bfloat162_rn(o.x, o.y), hi = __floats2bfloat162_rn(o.z, o.w);
@@ -188,10 +189,10 @@ ds_code ds_cuda_silu_mul(ds_backend *b, const ds_silu_mul_args *a)
     __nv_bfloat16 *rounded;
     DS_TRY(ds_cuda_shadow(c, a->y, a->T, a->I, &rounded));
     if (a->I % 4 == 0 && ((uintptr_t)a->gu | (uintptr_t)a->y) % 16 == 0)
-        return ds_launch(c, silu_mul_quad_kernel, dim3((unsigned)(a->I / 4 + 127) / 128, (unsigned)a->T), dim3(128), 0, *a,
-                         rounded);
-    return ds_launch(c, silu_mul_kernel, dim3((unsigned)(a->I + BLOCK - 1) / BLOCK, (unsigned)a->T), dim3(BLOCK), 0, *a,
-                     rounded);
+        return ds_launch(c, silu_mul_quad_kernel, dim3((unsigned)(a->I / 4 + 127) / 128, (unsigned)a->T),
+                         dim3(128), 0, *a, rounded);
+    return ds_launch(c, silu_mul_kernel, dim3((unsigned)(a->I + BLOCK - 1) / BLOCK, (unsigned)a->T),
+                     dim3(BLOCK), 0, *a, rounded);
 }
 
 /* --- gather -------------------------------------------------------------------------------------------- */
@@ -261,8 +262,8 @@ ds_code ds_cuda_cell(ds_backend *b, const ds_cell_args *a)
 
 /* --- qkv ----------------------------------------------------------------------------------------------- */
 
-/* One warp per (row, head): head norm, rope, and K or V to its page. Lane l holds elements l, l + 32, ... of a head;
- * the rope pair (j, j + D/2) is exchanged through shared memory, which any even D allows. */
+/* One warp per (row, head): head norm, rope, and K or V to its page. Lane l holds elements l, l + 32, ... of
+ * a head; the rope pair (j, j + D/2) is exchanged through shared memory, which any even D allows. */
 enum { QKV_WARPS = 8, QKV_MAX_D = 512 };
 
 __device__ static void kv_store(void *base, ds_dtype t, size_t at, float x)
@@ -278,7 +279,8 @@ __global__ static void qkv_kernel(ds_qkv_args a)
     __shared__ float held[QKV_WARPS][QKV_MAX_D];
     ds_pdl_next();
     ds_pdl_wait();
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, heads = a.H + 2 * a.G, D = a.D, half = D / 2;
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, heads = a.H + 2 * a.G, D = a.D,
+              half = D / 2;
     const int h = (int)blockIdx.y * QKV_WARPS + warp, t = (int)blockIdx.x;
     if (h >= heads)
         return;
@@ -324,8 +326,9 @@ ds_code ds_cuda_qkv(ds_backend *b, const ds_qkv_args *a)
 {
     ds_cuda *c = ds_cuda_of(b);
     const ds_rows *r = &a->rows;
-    if (r->T < 0 || r->page_tokens <= 0 || r->page_tokens % 16 != 0 || r->page_stride <= 0 || a->H < 0 || a->G <= 0 ||
-        a->D <= 0 || a->D % 2 != 0 || a->D > QKV_MAX_D || (a->kv.dtype != DS_F32 && a->kv.dtype != DS_BF16) ||
+    if (r->T < 0 || r->page_tokens <= 0 || r->page_tokens % 16 != 0 || r->page_stride <= 0 || a->H < 0 ||
+        a->G <= 0 || a->D <= 0 || a->D % 2 != 0 || a->D > QKV_MAX_D ||
+        (a->kv.dtype != DS_F32 && a->kv.dtype != DS_BF16) ||
         (a->q_norm.data && (a->q_norm.n != a->D || !weight_ok(a->q_norm.dtype))) ||
         (a->k_norm.data && (a->k_norm.n != a->D || !weight_ok(a->k_norm.dtype))))
         return DS_EINVAL;

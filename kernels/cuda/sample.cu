@@ -1,12 +1,10 @@
 /* sample.cu - choosing tokens (docs/sampling.md), one block a row, everything of kernels/cpu/sample.c.
  *
- * Every filter keeps a prefix of one total order (logit descending, id ascending), so the survivors are "not after
- * `last`", a single 64-bit key, found by radix selection over weighted histograms. Weights are fixed-point integers
- * (2^-40), so that sums do not depend on the order in which threads add: the same row gives the same token always. */
+ * Every filter keeps a prefix of one total order (logit descending, id ascending), so the survivors are "not
+ * after `last`", a single 64-bit key, found by radix selection over weighted histograms. Weights are
+ * fixed-point integers (2^-40), so that sums do not depend on the order in which threads add: the same row
+ * gives the same token always. */
 #include "kernels/cuda/internal.h"
-
-#include <stdlib.h>
-#include <string.h>
 
 extern "C" {
 #include "base/limits.h"
@@ -119,7 +117,8 @@ __device__ static double block_sum_f64(double v, shared *s)
 
 /* --- scanning a row ------------------------------------------------------------------------------------- */
 
-/* Sets max; 1 when the row holds a NaN, +inf, or nothing but -inf. The key of the best is returned in *ret_best. */
+/* Sets max; 1 when the row holds a NaN, +inf, or nothing but -inf. The key of the best is returned in
+ * *ret_best. */
 __device__ static int scan_max(row_state *r, shared *s, uint64_t *ret_best)
 {
     uint64_t best = ALL_KEYS;
@@ -152,8 +151,8 @@ __device__ static u64 weight_of(const row_state *r, float z, int probs)
     return probs ? (u64)((double)expf((z - r->max) * r->scale) * 0x1p40) : 1;
 }
 
-/* The smallest prefix of the survivors (in key order) that weighs at least `target`: key of its last element, or
- * r->last when all weigh less. Eight bits of the key a pass. */
+/* The smallest prefix of the survivors (in key order) that weighs at least `target`: key of its last element,
+ * or r->last when all weigh less. Eight bits of the key a pass. */
 __device__ static uint64_t prefix_last(const row_state *r, shared *s, int probs, u64 target)
 {
     uint64_t prefix = 0, mask = 0;
@@ -264,7 +263,8 @@ __device__ static int n_banned(const ds_cuda_row *p)
     return p->pos < p->banned_until ? p->n_banned : 0;
 }
 
-/* Each change saves what it replaces. Ids of one list are distinct, except bias and bans: those go in order. */
+/* Each change saves what it replaces. Ids of one list are distinct, except bias and bans: those go in order.
+ */
 __device__ static void apply_changes(row_state *r, const ds_cuda_row *p)
 {
     float *undo = r->undo;
@@ -392,8 +392,8 @@ __device__ static float prob_of(const row_state *r, int id, double mass)
 }
 
 /* argmax over max(p - q, 0) of its log + Gumbel; -1 when nothing is left. */
-__device__ static int32_t draw_residual(const row_state *r, double p_mass, const row_state *d, double q_mass, shared *s,
-                                        const ds_cuda_row *p)
+__device__ static int32_t draw_residual(const row_state *r, double p_mass, const row_state *d, double q_mass,
+                                        shared *s, const ds_cuda_row *p)
 {
     uint64_t best = ALL_KEYS;
     for (int quad = (int)threadIdx.x; 4 * quad < r->V; quad += THREADS) {
@@ -406,7 +406,8 @@ __device__ static int32_t draw_residual(const row_state *r, double p_mass, const
         }
         if (!any)
             continue;
-        const uint4 u4 = philox(p->seed, (uint32_t)quad, (uint32_t)p->pos, (uint32_t)((uint64_t)p->pos >> 32), FINAL);
+        const uint4 u4 =
+            philox(p->seed, (uint32_t)quad, (uint32_t)p->pos, (uint32_t)((uint64_t)p->pos >> 32), FINAL);
         const uint32_t u[4] = {u4.x, u4.y, u4.z, u4.w};
         for (int e = 0; e < 4; e++)
             if (w[e] > 0) {
@@ -445,16 +446,13 @@ __device__ static int32_t couple(const row_state *r, shared *s, const ds_cuda_ro
     return token >= 0 ? token : draw(r, s, p);
 }
 
-__global__ static void __launch_bounds__(THREADS)
-    sample_kernel(float *logits, int V, const ds_cuda_row *rows, ds_sample_out *out)
+/* One row by one block; thread 0 writes *o. */
+__device__ static void sample_one(float *x, int V, const ds_cuda_row &p, ds_sample_out *o)
 {
     __shared__ shared s;
-    ds_pdl_next();
-    ds_pdl_wait();
-    const ds_cuda_row p = rows[blockIdx.x];
-    ds_sample_out *o = out + blockIdx.x;
-    row_state r = {logits + (size_t)blockIdx.x * V, V, 0, 1, ALL_KEYS, p.undo};
-    const int asked = p.n_logprobs >= 0 || p.given >= 0, changes = p.n_seen + p.n_extra + p.n_bias + n_banned(&p);
+    row_state r = {x, V, 0, 1, ALL_KEYS, p.undo};
+    const int asked = p.n_logprobs >= 0 || p.given >= 0,
+              changes = p.n_seen + p.n_extra + p.n_bias + n_banned(&p);
     uint64_t best = 0;
     if (threadIdx.x == 0) {
         o->token = -1;
@@ -494,7 +492,60 @@ __global__ static void __launch_bounds__(THREADS)
         report_token(&r, &s, token, lse, o);
 }
 
-ds_code ds_cuda_sample_enqueue(ds_backend *b, float *logits, int R, int V, const ds_cuda_row *rows, ds_sample_out *out)
+__global__ static void __launch_bounds__(THREADS)
+    sample_kernel(float *logits, int V, const ds_cuda_row *rows, ds_sample_out *out)
+{
+    ds_pdl_next();
+    ds_pdl_wait();
+    const ds_cuda_row p = rows[blockIdx.x];
+    sample_one(logits + (size_t)blockIdx.x * V, V, p, out + blockIdx.x);
+}
+
+/* The same with the rules of a seat of the device loop; undo: [R, DS_SEAT_STOPS]. */
+__global__ static void __launch_bounds__(THREADS) draw_kernel(ds_draw_args a, float *undo)
+{
+    __shared__ ds_sample_out o;
+    ds_pdl_next();
+    ds_pdl_wait();
+    int r = blockIdx.x, seat = a.row_seat[r];
+    if (seat < 0) {
+        if (threadIdx.x == 0)
+            a.token[r] = 0;
+        return;
+    }
+    const ds_seat *q = a.seat + seat;
+    ds_cuda_row p = {};
+    p.temperature = q->temperature;
+    p.top_p = q->top_p;
+    p.min_p = q->min_p;
+    p.repetition = 1.0f;
+    p.top_k = q->top_k;
+    p.n_logprobs = p.given = -1;
+    p.n_banned = q->n_stop;
+    p.banned = q->stop;
+    p.banned_until = q->min_pos;
+    p.undo = undo + (size_t)r * DS_SEAT_STOPS;
+    p.seed = q->seed;
+    p.pos = (int64_t)a.row_pos[r] + a.ahead;
+    sample_one(a.logits + (size_t)r * a.V, a.V, p, &o);
+    if (threadIdx.x == 0)
+        a.token[r] = o.bad ? a.bad : o.token;
+}
+
+ds_code ds_cuda_draw(ds_backend *b, const ds_draw_args *a)
+{
+    ds_cuda *c = ds_cuda_of(b);
+    if (a->R < 0 || a->V <= 0 || a->V > DS_MAX_VOCAB)
+        return DS_EINVAL;
+    DS_TRY(ds_cuda_flush(c));
+    if (a->R == 0)
+        return DS_OK;
+    DS_TRY(ds_cuda_room(c, &c->draws, sizeof(float) * (size_t)a->R * DS_SEAT_STOPS));
+    return ds_launch(c, draw_kernel, dim3((unsigned)a->R), dim3(THREADS), 0, *a, (float *)c->draws.p);
+}
+
+ds_code ds_cuda_sample_enqueue(ds_backend *b, float *logits, int R, int V, const ds_cuda_row *rows,
+                               ds_sample_out *out)
 {
     ds_cuda *c = ds_cuda_of(b);
     if (R < 0 || V <= 0 || V > DS_MAX_VOCAB)
@@ -503,127 +554,4 @@ ds_code ds_cuda_sample_enqueue(ds_backend *b, float *logits, int R, int V, const
     if (R == 0)
         return DS_OK;
     return ds_launch(c, sample_kernel, dim3((unsigned)R), dim3(THREADS), 0, logits, V, rows, out);
-}
-
-/* --- host rows ------------------------------------------------------------------------------------------ */
-
-static int ids_ok(const int32_t *id, int n, int V)
-{
-    for (int i = 0; i < n; i++)
-        if (id[i] < 0 || id[i] >= V)
-            return 0;
-    return n >= 0;
-}
-
-/* Bytes of lists a row brings, and its undo room. */
-static size_t list_bytes(const ds_sample_row *r)
-{
-    return 4 * (2 * (size_t)r->n_seen + 2 * (size_t)r->n_bias + (size_t)r->n_banned + (size_t)r->n_extra);
-}
-
-static size_t undo_bytes(const ds_sample_row *r)
-{
-    size_t n = (size_t)r->n_seen + (size_t)r->n_bias + (size_t)r->n_banned + (size_t)r->n_extra;
-    return (r->draft_logits ? 2 : 1) * 4 * n;
-}
-
-static ds_code check_rows(const ds_sample_args *a)
-{
-    if (a->R < 0 || a->V <= 0 || a->V > DS_MAX_VOCAB)
-        return DS_EINVAL;
-    for (int i = 0; i < a->R; i++) {
-        const ds_sample_row *r = &a->row[i];
-        if (!ids_ok(r->seen, r->n_seen, a->V) || !ids_ok(r->bias_id, r->n_bias, a->V) ||
-            !ids_ok(r->banned, r->n_banned, a->V) || !ids_ok(r->extra, r->n_extra, a->V) || r->given >= a->V ||
-            r->n_logprobs > DS_MAX_TOP_LOGPROBS || (r->draft_logits && !ids_ok(&r->draft, 1, a->V)))
-            return DS_EINVAL;
-    }
-    return DS_OK;
-}
-
-/* Copies n entries to the staging block at *at; the device address they will have. */
-static const void *stage(char *host, const char *dev, size_t *at, const void *src, int n)
-{
-    const void *p = dev + *at;
-    if (n > 0)
-        memcpy(host + *at, src, 4 * (size_t)n);
-    *at += 4 * (size_t)n;
-    return p;
-}
-
-static ds_cuda_row stage_row(const ds_sample_row *r, char *host, const char *dev, size_t *at, float *undo)
-{
-    ds_cuda_row d = {};
-    d.temperature = r->temperature;
-    d.top_p = r->top_p;
-    d.min_p = r->min_p;
-    d.repetition = r->repetition;
-    d.presence = r->presence;
-    d.frequency = r->frequency;
-    d.top_k = r->top_k;
-    d.n_logprobs = r->n_logprobs;
-    d.given = r->given;
-    d.n_seen = r->n_seen;
-    d.n_bias = r->n_bias;
-    d.n_banned = r->n_banned;
-    d.n_extra = r->n_extra;
-    d.seen = (const int32_t *)stage(host, dev, at, r->seen, r->n_seen);
-    d.seen_count = (const int32_t *)stage(host, dev, at, r->seen_count, r->n_seen);
-    d.bias_id = (const int32_t *)stage(host, dev, at, r->bias_id, r->n_bias);
-    d.bias = (const float *)stage(host, dev, at, r->bias, r->n_bias);
-    d.banned = (const int32_t *)stage(host, dev, at, r->banned, r->n_banned);
-    d.extra = (const int32_t *)stage(host, dev, at, r->extra, r->n_extra);
-    d.undo = undo;
-    d.banned_until = r->banned_until;
-    d.stream = r->stream;
-    d.draft = r->draft;
-    d.draft_logits = r->draft_logits;
-    d.seed = r->seed;
-    d.pos = r->pos;
-    return d;
-}
-
-static ds_code pinned_room(ds_cuda *c, size_t bytes)
-{
-    if (bytes <= c->pinned_bytes)
-        return DS_OK;
-    DS_TRY(ds_cuda_code(c, cudaStreamSynchronize(c->stream)));
-    cudaFreeHost(c->pinned);
-    c->pinned = NULL;
-    c->pinned_bytes = 0;
-    DS_TRY(ds_cuda_code(c, cudaMallocHost(&c->pinned, 2 * bytes)));
-    c->pinned_bytes = 2 * bytes;
-    return DS_OK;
-}
-
-/* Layout, on the device and (without undo) in pinned memory: rows, lists | results, undo. */
-ds_code ds_cuda_sample(ds_backend *b, const ds_sample_args *a)
-{
-    ds_cuda *c = ds_cuda_of(b);
-    DS_TRY(check_rows(a));
-    if (a->R == 0)
-        return ds_cuda_flush(c);
-    size_t R = (size_t)a->R, rows = R * sizeof(ds_cuda_row), lists = 0, undos = 0, at = rows;
-    for (int i = 0; i < a->R; i++) {
-        lists += list_bytes(&a->row[i]);
-        undos += undo_bytes(&a->row[i]);
-    }
-    size_t up = (rows + lists + 255) & ~(size_t)255, outs = R * sizeof(ds_sample_out);
-    DS_TRY(ds_cuda_room(c, &c->sampler, up + outs + undos));
-    DS_TRY(pinned_room(c, up + outs));
-    char *host = (char *)c->pinned, *dev = (char *)c->sampler.p;
-    float *undo = (float *)(dev + up + outs);
-    for (int i = 0; i < a->R; i++) {
-        ds_cuda_row d = stage_row(&a->row[i], host, dev, &at, undo);
-        memcpy(host + (size_t)i * sizeof d, &d, sizeof d);
-        undo += undo_bytes(&a->row[i]) / 4;
-    }
-    ds_sample_out *out = (ds_sample_out *)(dev + up);
-    DS_TRY(ds_cuda_flush(c));
-    DS_TRY(ds_cuda_code(c, cudaMemcpyAsync(dev, host, rows + lists, cudaMemcpyHostToDevice, c->stream)));
-    DS_TRY(ds_cuda_sample_enqueue(b, a->logits, a->R, a->V, (const ds_cuda_row *)dev, out));
-    DS_TRY(ds_cuda_code(c, cudaMemcpyAsync(host + up, out, outs, cudaMemcpyDeviceToHost, c->stream)));
-    DS_TRY(ds_cuda_code(c, cudaStreamSynchronize(c->stream)));
-    memcpy(a->out, host + up, outs);
-    return DS_OK;
 }

@@ -1,6 +1,6 @@
 /* step.cu - the ops of the device loop (docs/loop.md); what each does is written out plainly in
  * kernels/cpu/step.c. All of a round's decisions are a few thousand values: one block admits, one warp a seat
- * accepts. */
+ * accepts. `draw` is in sample.cu. */
 #include "kernels/cuda/internal.h"
 
 enum { ADMIT = 1024, WARP = 32, ACCEPT_PURPOSE = 2 /* DS_RNG_ACCEPT of base/rng.h */ };
@@ -148,63 +148,6 @@ ds_code ds_cuda_admit(ds_backend *b, const ds_admit_args *a)
     DS_TRY(ds_cuda_flush(c));
     unsigned threads = ((unsigned)(most < WARP ? WARP : most) + WARP - 1) / WARP * WARP;
     return ds_launch(c, admit_kernel, dim3(1), dim3(threads), 0, *a);
-}
-
-/* --- draw ---------------------------------------------------------------------------------------------- */
-
-__global__ static void fill_kernel(ds_draw_args a, ds_cuda_row *row, float *undo)
-{
-    ds_pdl_next();
-    ds_pdl_wait();
-    int r = blockIdx.x * blockDim.x + threadIdx.x;
-    if (r >= a.R)
-        return;
-    int s = a.row_seat[r];
-    ds_cuda_row x = {};
-    x.top_p = x.repetition = 1.0f;
-    x.n_logprobs = x.given = -1;
-    if (s >= 0) {
-        const ds_seat *q = &a.seat[s];
-        x.temperature = q->temperature;
-        x.top_p = q->top_p;
-        x.min_p = q->min_p;
-        x.top_k = q->top_k;
-        x.seed = q->seed;
-        x.pos = (int64_t)a.row_pos[r] + a.ahead;
-        x.n_banned = q->n_stop;
-        x.banned = q->stop;
-        x.banned_until = q->min_pos;
-        x.undo = undo + (size_t)r * DS_SEAT_STOPS;
-    }
-    row[r] = x;
-}
-
-__global__ static void keep_kernel(ds_draw_args a, const ds_sample_out *out)
-{
-    ds_pdl_next();
-    ds_pdl_wait();
-    int r = blockIdx.x * blockDim.x + threadIdx.x;
-    if (r < a.R)
-        a.token[r] = a.row_seat[r] < 0 ? 0 : out[r].bad ? a.bad : out[r].token;
-}
-
-ds_code ds_cuda_draw(ds_backend *b, const ds_draw_args *a)
-{
-    ds_cuda *c = ds_cuda_of(b);
-    if (a->R < 0 || a->V <= 0)
-        return DS_EINVAL;
-    if (a->R == 0)
-        return DS_OK;
-    size_t R = (size_t)a->R, rows = R * sizeof(ds_cuda_row), undo = R * DS_SEAT_STOPS * sizeof(float);
-    DS_TRY(ds_cuda_room(c, &c->draws, rows + undo + R * sizeof(ds_sample_out)));
-    ds_cuda_row *row = (ds_cuda_row *)c->draws.p;
-    float *places = (float *)((char *)c->draws.p + rows);
-    ds_sample_out *out = (ds_sample_out *)((char *)places + undo);
-    DS_TRY(ds_cuda_flush(c));
-    dim3 grid((unsigned)(R + 127) / 128), threads(128);
-    DS_TRY(ds_launch(c, fill_kernel, grid, threads, 0, *a, row, places));
-    DS_TRY(ds_cuda_sample_enqueue(b, a->logits, a->R, a->V, row, out));
-    return ds_launch(c, keep_kernel, grid, threads, 0, *a, (const ds_sample_out *)out);
 }
 
 /* --- accept -------------------------------------------------------------------------------------------- */

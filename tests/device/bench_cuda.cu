@@ -1,10 +1,12 @@
-/* bench_cuda.cu - times the CUDA back end on random weights of a named shape made on the device; prints tables.
+/* bench_cuda.cu - times the CUDA back end on random weights of a named shape made on the device; prints
+ * tables.
  *
- *   bench_cuda [ceilings] [linear] [attention] [step] [prefill] [8b|4b|0.6b]   (all parts and 8b, 4b when none is named)
+ *   bench_cuda [ceilings] [linear] [attention] [step] [prefill] [8b|4b|0.6b]   (all parts and 8b, 4b when
+ * none is named)
  *
- * Times are of CUDA graph replays between events, the median of several; bytes are what a step must read once. The two
- * ceilings come first and every share refers to them: a device-to-device copy (bytes read + written) and a bf16 matrix
- * product of 8192^3 with f32 results. */
+ * Times are of CUDA graph replays between events, the median of several; bytes are what a step must read
+ * once. The two ceilings come first and every share refers to them: a device-to-device copy (bytes read +
+ * written) and a bf16 matrix product of 8192^3 with f32 results. */
 #include "kernels/cuda/internal.h"
 
 #include <algorithm>
@@ -17,21 +19,21 @@ extern "C" {
 #include "worker/model/qwen3.h"
 }
 
-#define CUDA(expr)                                                                                          \
-    do {                                                                                                    \
-        cudaError_t e_ = (expr);                                                                            \
-        if (e_ != cudaSuccess) {                                                                            \
-            fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #expr, cudaGetErrorString(e_));          \
-            exit(1);                                                                                        \
-        }                                                                                                   \
+#define CUDA(expr)                                                                                 \
+    do {                                                                                           \
+        cudaError_t e_ = (expr);                                                                   \
+        if (e_ != cudaSuccess) {                                                                   \
+            fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #expr, cudaGetErrorString(e_)); \
+            exit(1);                                                                               \
+        }                                                                                          \
     } while (0)
-#define OK(expr)                                                                              \
-    do {                                                                                      \
-        ds_code c_ = (expr);                                                                  \
-        if (c_ != DS_OK) {                                                                    \
-            fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #expr, ds_err_name(c_));   \
-            exit(1);                                                                          \
-        }                                                                                     \
+#define OK(expr)                                                                            \
+    do {                                                                                    \
+        ds_code c_ = (expr);                                                                \
+        if (c_ != DS_OK) {                                                                  \
+            fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #expr, ds_err_name(c_)); \
+            exit(1);                                                                        \
+        }                                                                                   \
     } while (0)
 
 typedef struct shape {
@@ -99,8 +101,7 @@ static ds_vec ones(int n)
 }
 
 /* Median milliseconds of one replay of what `body` enqueues. */
-template <typename F>
-static double time_graph(F body, int reps = 9, int inner = 1)
+template <typename F> static double time_graph(F body, int reps = 9, int inner = 1)
 {
     cudaGraph_t graph;
     cudaGraphExec_t exec;
@@ -138,7 +139,8 @@ static double time_graph(F body, int reps = 9, int inner = 1)
     return ms[ms.size() / 2];
 }
 
-/* --- ceilings -------------------------------------------------------------------------------------------- */
+/* --- ceilings --------------------------------------------------------------------------------------------
+ */
 
 __global__ static void copy_kernel(const uint4 *a, uint4 *b, size_t n)
 {
@@ -172,7 +174,10 @@ static void ceilings(void)
         CUDA(cudaEventElapsedTime(&t, from, to));
         driver = i ? std::min(driver, (double)t) : driver;
     }
-    ms = time_graph([&] { copy_kernel<<<(unsigned)((pieces + 1023) / 1024), 256, 0, g_c->stream>>>((uint4 *)a, (uint4 *)b, pieces); });
+    ms = time_graph([&] {
+        copy_kernel<<<(unsigned)((pieces + 1023) / 1024), 256, 0, g_c->stream>>>((uint4 *)a, (uint4 *)b,
+                                                                                 pieces);
+    });
     printf("\ncopy: driver %.3f, kernel %.3f TB/s", 2e-9 * (double)bytes / driver, 2e-9 * (double)bytes / ms);
     g_copy = 2 * (double)bytes / (std::min(ms, driver) * 1e-3);
     g_b->free(g_b, a);
@@ -193,11 +198,12 @@ static void ceilings(void)
     g_b->free(g_b, x16);
     g_b->free(g_b, x);
     g_b->free(g_b, y);
-    printf("\n%s\ncopy %.3f TB/s (read + written), bf16 product 8192^3 %.0f TFLOP/s%s\n", g_b->detail, g_copy / 1e12,
-           g_matmul / 1e12, g_c->blas ? "" : " (no cuBLASLt)");
+    printf("\n%s\ncopy %.3f TB/s (read + written), bf16 product 8192^3 %.0f TFLOP/s%s\n", g_b->detail,
+           g_copy / 1e12, g_matmul / 1e12, g_c->blas ? "" : " (no cuBLASLt)");
 }
 
-/* --- single products -------------------------------------------------------------------------------------- */
+/* --- single products --------------------------------------------------------------------------------------
+ */
 
 static void linears(const shape *s)
 {
@@ -209,14 +215,17 @@ static void linears(const shape *s)
                {"gate+up", 2 * s->mlp, s->hidden},
                {"down", s->hidden, s->mlp},
                {"head", s->vocab, s->hidden}};
-    static const int rows[] = {1, 8, 32, 64, 128};
-    printf("\n%s: one product in a chain of them, microseconds (share of copy); 128 and 256 rows: cuBLASLt\n%9s", s->name, "rows");
+    static const int rows[] = {1, 8, 16, 32, 64, 128};
+    printf(
+        "\n%s: one product in a chain of them, microseconds (share of copy); 128 and 256 rows: cuBLASLt\n%9s",
+        s->name, "rows");
     for (auto &one : all)
         printf(" %17s", one.name);
     printf("\n");
     std::vector<std::vector<ds_mat>> w;
     for (auto &one : all) { /* enough copies to pass the L2 several times */
-        size_t bytes = 2 * (size_t)one.n * (size_t)one.k, copies = std::max((size_t)1, ((size_t)400 << 20) / bytes);
+        size_t bytes = 2 * (size_t)one.n * (size_t)one.k,
+               copies = std::max((size_t)1, ((size_t)400 << 20) / bytes);
         w.emplace_back();
         for (size_t i = 0; i < copies; i++)
             w.back().push_back(random_mat(one.n, one.k));
@@ -228,12 +237,13 @@ static void linears(const shape *s)
         for (size_t i = 0; i < w.size(); i++) {
             const int n = all[i].n, k = all[i].k, copies = (int)w[i].size();
             double ms = time_graph([&] {
-                for (const ds_mat &m : w[i]) {
-                    ds_linear_args a = {x, m, y, T, k, n, 0};
-                    OK(ds_cuda_linear(g_b, &a));
-                    OK(ds_cuda_flush(g_c)); /* not grouped */
-                }
-            }) / copies;
+                            for (const ds_mat &m : w[i]) {
+                                ds_linear_args a = {x, m, y, T, k, n, 0};
+                                OK(ds_cuda_linear(g_b, &a));
+                                OK(ds_cuda_flush(g_c)); /* not grouped */
+                            }
+                        }) /
+                        copies;
             printf(" %8.2f (%5.1f%%)", ms * 1e3, 100 * (2.0 * n * k / (ms * 1e-3)) / g_copy);
         }
         printf("\n");
@@ -245,7 +255,8 @@ static void linears(const shape *s)
     g_b->free(g_b, y);
 }
 
-/* --- whole steps ------------------------------------------------------------------------------------------ */
+/* --- whole steps ------------------------------------------------------------------------------------------
+ */
 
 typedef struct model {
     ds_qwen3 q;
@@ -295,11 +306,13 @@ static void open_model(model *m, const shape *s, int max_rows, int max_logits, i
     m->q.embed = m->q.head = random_mat(s->vocab, d);
     m->q.norm = ones(d);
     OK(ds_qwen3_alloc(&m->q, g_b, &err));
-    m->step_bytes = 2 * ((size_t)s->layers * ((size_t)(2 * hd + 2 * gd) * d + 3 * (size_t)d * s->mlp) + (size_t)s->vocab * d);
+    m->step_bytes = 2 * ((size_t)s->layers * ((size_t)(2 * hd + 2 * gd) * d + 3 * (size_t)d * s->mlp) +
+                         (size_t)s->vocab * d);
     m->stride = (positions + 15) / 16;
     m->slots = slots;
     m->max_rows = max_rows;
-    OK(ds_kv_pool_alloc(g_b, s->layers, s->kv_heads, s->head_dim, DS_BF16, slots * m->stride, 16, &m->kv, &err));
+    OK(ds_kv_pool_alloc(g_b, s->layers, s->kv_heads, s->head_dim, DS_BF16, slots * m->stride, 16, &m->kv,
+                        &err));
     m->row = (int32_t *)device(4 * (size_t)max_rows * 4);
     std::vector<int32_t> t((size_t)slots * (size_t)m->stride);
     for (size_t i = 0; i < t.size(); i++)
@@ -308,7 +321,8 @@ static void open_model(model *m, const shape *s, int max_rows, int max_logits, i
     OK(g_b->upload(g_b, m->table, t.data(), t.size() * 4));
 }
 
-/* rows of `per` consecutive positions from context on, in `seqs` sequences; logits of all of them, or of the last. */
+/* rows of `per` consecutive positions from context on, in `seqs` sequences; logits of all of them, or of the
+ * last. */
 static double time_step(model *m, int seqs, int per, int context, int last_only, int reps)
 {
     const int T = seqs * per, n = m->max_rows;
@@ -361,15 +375,16 @@ static void steps(const shape *s, int do_step, int do_prefill)
 {
     static const struct {
         int seqs, per, context;
-    } all[] = {{1, 1, 128}, {1, 1, 1024}, {1, 8, 1024}, {1, 64, 1024}, {2, 1, 1024}, {8, 1, 1024}, {16, 1, 1024},
-               {32, 1, 1024}, {64, 1, 1024}, {16, 4, 1024}, {32, 4, 1024}, {64, 4, 1024}};
+    } all[] = {{1, 1, 128},   {1, 1, 1024},  {1, 8, 1024},  {1, 64, 1024}, {2, 1, 1024},  {8, 1, 1024},
+               {16, 1, 1024}, {32, 1, 1024}, {64, 1, 1024}, {16, 4, 1024}, {32, 4, 1024}, {64, 4, 1024}};
     model m;
     const int prefill = 4096;
     open_model(&m, s, do_prefill ? prefill : 256, 256, 64, do_prefill ? prefill + 64 : 1152);
     if (do_step) {
-        printf("\n%s shape, whole steps (graph), logits of all rows; weights %.2f GB, KV %.0f KB a token\n", s->name,
-               (double)m.step_bytes / 1e9, 4.0 * s->layers * s->kv_heads * s->head_dim / 1024);
-        printf("%5s %5s %8s %9s %9s %9s %8s\n", "users", "rows", "context", "ms", "of 1 row", "GB/s", "of copy");
+        printf("\n%s shape, whole steps (graph), logits of all rows; weights %.2f GB, KV %.0f KB a token\n",
+               s->name, (double)m.step_bytes / 1e9, 4.0 * s->layers * s->kv_heads * s->head_dim / 1024);
+        printf("%5s %5s %8s %9s %9s %9s %8s\n", "users", "rows", "context", "ms", "of 1 row", "GB/s",
+               "of copy");
         double first = 0;
         for (auto &one : all) {
             double ms = time_step(&m, one.seqs, one.per, one.context, 0, 9);
@@ -377,8 +392,8 @@ static void steps(const shape *s, int do_step, int do_prefill)
             double speed = ((double)m.step_bytes + kv) / (ms * 1e-3);
             if (one.seqs == 1 && one.per == 1)
                 first = ms;
-            printf("%5d %5d %8d %9.3f %9.3f %9.0f %7.1f%%\n", one.seqs, one.seqs * one.per, one.context, ms, ms / first,
-                   speed / 1e9, 100 * speed / g_copy);
+            printf("%5d %5d %8d %9.3f %9.3f %9.0f %7.1f%%\n", one.seqs, one.seqs * one.per, one.context, ms,
+                   ms / first, speed / 1e9, 100 * speed / g_copy);
         }
         time_step(&m, 1, 1, 1024, 0, 3);
         printf("eager, 1 row, context 1024: %.3f ms\n", eager_step(&m));
@@ -387,20 +402,22 @@ static void steps(const shape *s, int do_step, int do_prefill)
         double ms = time_step(&m, 1, prefill, 0, 1, 3), T = prefill;
         double flop = 2 * T * ((double)m.step_bytes / 2 - (double)s->vocab * s->hidden) +
                       2.0 * T * T * s->heads * s->head_dim * s->layers;
-        printf("%s prefill of %d tokens: %.1f ms, %.0f TFLOP/s, %.1f%% of the product\n", s->name, prefill, ms,
-               flop / ms / 1e9, 100 * flop / (ms * 1e-3) / g_matmul);
+        printf("%s prefill of %d tokens: %.1f ms, %.0f TFLOP/s, %.1f%% of the product\n", s->name, prefill,
+               ms, flop / ms / 1e9, 100 * flop / (ms * 1e-3) / g_matmul);
     }
     exit(0); /* the next shape has a process of its own: weights of 16 GB are not worth freeing one by one */
 }
 
-/* --- attention alone -------------------------------------------------------------------------------------- */
+/* --- attention alone --------------------------------------------------------------------------------------
+ */
 
 static void attention(void)
 {
     enum { H = 32, G = 8, D = 128, S = 64, MAX = 4096 + 64, STRIDE = (MAX + 15) / 16, LAYERS = 4 };
     static const struct {
         int seqs, per, context;
-    } all[] = {{1, 1, 1024}, {1, 8, 1024}, {1, 64, 1024}, {1, 1, 4000}, {64, 1, 1024}, {64, 1, 4000}, {32, 4, 1024}};
+    } all[] = {{1, 1, 1024},  {1, 8, 1024},  {1, 64, 1024}, {1, 1, 4000},
+               {64, 1, 1024}, {64, 1, 4000}, {32, 4, 1024}};
     const size_t n = (size_t)S * STRIDE * 16 * G * D;
     ds_kv_layer kv[LAYERS];
     for (auto &l : kv)
@@ -411,7 +428,8 @@ static void attention(void)
     int32_t *dt = (int32_t *)device(table.size() * 4), *di = (int32_t *)device(ids.size() * 4);
     OK(g_b->upload(g_b, dt, table.data(), table.size() * 4));
     float *q = (float *)device((size_t)256 * H * D * 4), *out = (float *)device((size_t)256 * H * D * 4);
-    printf("\nattention of one layer, H 32 G 8 D 128\n%5s %5s %8s %9s %8s\n", "users", "rows", "context", "us", "of copy");
+    printf("\nattention of one layer, H 32 G 8 D 128\n%5s %5s %8s %9s %8s\n", "users", "rows", "context",
+           "us", "of copy");
     for (auto &one : all) {
         int T = one.seqs * one.per;
         for (int t = 0; t < T; t++) {
@@ -419,14 +437,18 @@ static void attention(void)
             ids[(size_t)(256 + t)] = t / one.per;
         }
         OK(g_b->upload(g_b, di, ids.data(), ids.size() * 4));
-        double ms = time_graph([&] {
-            for (auto &l : kv) {
-                ds_attn_args a = {{T, di + 512, di, di + 256, dt, STRIDE, 16}, q, H * D, l, out, 0.088f, H, G, D};
-                OK(ds_cuda_attention(g_b, &a));
-            }
-        }) / LAYERS;
+        double ms =
+            time_graph([&] {
+                for (auto &l : kv) {
+                    ds_attn_args a = {
+                        {T, di + 512, di, di + 256, dt, STRIDE, 16}, q, H * D, l, out, 0.088f, H, G, D};
+                    OK(ds_cuda_attention(g_b, &a));
+                }
+            }) /
+            LAYERS;
         double bytes = 4.0 * G * D * one.seqs * (one.context + one.per);
-        printf("%5d %5d %8d %9.2f %7.1f%%\n", one.seqs, T, one.context, ms * 1e3, 100 * bytes / (ms * 1e-3) / g_copy);
+        printf("%5d %5d %8d %9.2f %7.1f%%\n", one.seqs, T, one.context, ms * 1e3,
+               100 * bytes / (ms * 1e-3) / g_copy);
     }
 }
 

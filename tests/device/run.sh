@@ -3,7 +3,7 @@
 # jansson is needed, and can be brought along.
 #   tests/device/run.sh deps DIR            where jansson is installed: its header and library into DIR
 #   tests/device/run.sh run DIR OUT PART... on the machine with the GPU: build, run, logs to OUT, ONE table at the end
-# PART: tests, sample (tests of the sampler), sanitize, bench (attention, products, steps, prefill), or bench:WORDS for
+# PART: tests, sample (tests of the sampler), loop (tests of the device loop), sanitize, bench (attention, products, steps, prefill), or bench:WORDS for
 # bench_cuda's words, as bench:step,8b. JOBS: compile jobs (default: all cores). CPUS: cores to keep to (taskset list; default: all).
 # Exit: 0 all passed, 1 something failed, 77 no GPU.
 set -uo pipefail
@@ -78,9 +78,8 @@ export build root deps flags
 engine=$(ls worker/*.c | grep -vE '/(main|link[a-z_]*|serve|identity|request)\.c$' | xargs grep -L 'proto/')
 library=$(ls base/*.c kernels/*.c kernels/cpu/*.c kernels/cuda/*.cu kernels/cuda/sm90/*.cu worker/model/*.c worker/request.c 2>/dev/null)
 tests="tests/lib/test.c tests/device/bench_cuda.cu"
-programs="tests/kernel/test_linear.c tests/kernel/test_rows.c tests/kernel/test_attention.c tests/kernel/test_sample.c
-tests/kernel/test_cuda.c tests/kernel/test_cuda_lost.c tests/golden/test_cuda.c tests/golden/test_dspark.c tests/unit/test_same_tokens.c
-tests/kernel/test_step.c tests/unit/test_loop.c"
+programs=$(ls tests/kernel/test_{linear,rows,attention,sample,cuda,cuda_lost,step}.c tests/golden/test_{cuda,dspark}.c \
+    tests/unit/test_{same_tokens,loop,resident}.c 2>/dev/null)
 make() {
     printf '%s\n' $library $engine $tests $programs | xargs -P "${JOBS:-$(nproc)}" -I{} bash -c 'compile {} || echo "not built: {}"' || return 1
     rm -f "$build/library.a"
@@ -116,14 +115,17 @@ if wants tests; then
     for c in gather_and_cell large_products rows_do_not_depend_on_each_other groups_and_rounded_inputs long_contexts; do
         one "$c" 60 "$bin/test_kernel_cuda" "cuda_$c"
     done
-    one step 60 "$bin/test_kernel_step" admit_cuda accept_cuda odds_cuda block_cuda draw_cuda graph_cuda
-    one loop 120 "$bin/test_unit_loop" same_tokens_{plain,vanilla,gated,rnn,dflash}_cuda
     one lost 60 "$bin/test_kernel_cuda_lost"
     one golden 90 "$bin/test_golden_cuda"
-    for p in test_unit_same_tokens test_golden_dspark; do
-        names=$(grep -aoE 'test_cuda_[a-z0-9_]+' "$bin/$p" 2>/dev/null | sed 's/^test_//' | sort -u | tr '\n' ' ')
+    for p in test_unit_same_tokens test_golden_dspark test_kernel_step test_unit_loop test_unit_resident; do
+        names=$(nm "$bin/$p" 2>/dev/null | grep -oE ' t test_[a-z0-9_]*cuda[a-z0-9_]*' | sed 's/.* test_//' | tr '\n' ' ')
         [ -n "$names" ] && one "${p#test_}" 120 "$bin/$p" $names
     done
+fi
+if wants loop; then
+    one step 60 "$bin/test_kernel_step" admit_cuda accept_cuda odds_cuda block_cuda draw_cuda graph_cuda
+    one loop 120 "$bin/test_unit_loop" same_tokens_{plain,vanilla,gated,rnn,dflash}_cuda
+    one resident 120 "$bin/test_unit_resident" worlds_{plain,vanilla,rnn,dflash}_cuda
 fi
 if wants sample; then
     for level in auto invariant portable; do # mostly the reference on the CPU: at the same time

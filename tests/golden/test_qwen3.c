@@ -259,6 +259,22 @@ DS_TEST(uploaded_weights_and_rows_give_the_same_bits)
     }
 }
 
+DS_TEST(tied_tables_are_uploaded_once)
+{
+    golden g;
+    ds_err err = {0};
+    ds_mat embed, head;
+    ds_model_opts opts = {.max_rows = G_ROWS, .max_logit_rows = G_LOGIT_ROWS};
+    g_open(&g, "qwen3-bf16-tied", NULL);
+    ds_model_kv_free(g.m, &g.kv);
+    ds_model_close(g.m);
+    g.b->name = "elsewhere";
+    CHECK_OK(ds_model_open(g.dir, &opts, g.b, &g.m, &err), err);
+    ds_model_tables(g.m, &embed, &head);
+    CHECK(embed.data == head.data);
+    g_close(&g);
+}
+
 /* int8 weights: the figures of docs/models.md. KL of the whole next-token distribution from the stored
  * weights'. */
 DS_TEST(int8_error)

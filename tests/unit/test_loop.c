@@ -119,7 +119,8 @@ static void open_house(house *h, const char *backend, const char *head)
     char target[80], draft[80];
     memset(h, 0, sizeof *h);
     strcpy(h->dir, "/tmp/dspark-loop-XXXXXX");
-    ds_code code = ds_backend_open(backend, 1, NULL, &h->b, &err);
+    ds_code code =
+        ds_backend_open(backend, 1, strcmp(backend, "cuda") == 0 ? "invariant" : NULL, &h->b, &err);
     if (code != DS_OK && strcmp(backend, "cpu") != 0)
         ds_test_skip(err.msg);
     CHECK_OK(code, err);
@@ -316,10 +317,27 @@ static void join(house *h, ask *a, int slot)
     CHECK_OK(ds_loop_enter(h->loop, slot, &seat, h->table + slot * STRIDE, h->n_pages[slot], &err), err);
 }
 
-/* The drafts on offer must be those of a pass driven by the host: a context that the rounds left stale, or a
- * row of another request, shows here. */
+/* Target and draft see the tokens of slot s before its newest anew, as after a preemption. */
+static void compute_again(house *h, int s, int n)
+{
+    const ask *a = &h->ask[h->who[s]];
+    int32_t token[MAX_LEN], pos[MAX_LEN], slot[MAX_LEN];
+    ds_err err = {0};
+    for (int i = 0; i < n; i++) {
+        token[i] = i < a->q.n_prompt ? a->prompt[i] : a->want[i - a->q.n_prompt];
+        pos[i] = i;
+        slot[i] = s;
+    }
+    ds_step_args step = {.rows = {n, token, pos, slot, h->table, STRIDE, PT}};
+    CHECK_OK(ds_model_forward(h->m, &h->kv, &step, &err), err);
+    CHECK_OK(ds_draft_context(h->draft, &h->draft_kv, &step.rows, step.taps, pos, &err), err);
+}
+
+/* The drafts on offer must be those of a pass driven by the host over a fresh context: one that the rounds
+ * left stale, or a row of another request, shows here. */
 static void check_drafts(house *h, int s, const ds_seat *q)
 {
+    compute_again(h, s, q->start);
     int32_t token[TINY_BLOCK], slot = s;
     float conf[TINY_BLOCK];
     ds_err err = {0};

@@ -1,18 +1,22 @@
-/* linear_sm90.cu - products of few rows (1..128) with large weights, bound by the memory that holds the weights.
+/* linear_sm90.cu - products of few rows (1..128) with large weights, bound by the memory that holds the
+ * weights.
  *
- * y^T = W x^T: weight rows are the tensor cores' M (64 a warpgroup, 128 a tile), activation rows their N. The work of up
- * to DS_CUDA_GROUP products over one x is a row of units, (tile of 128 weight rows) x (64 inputs), which is cut in equal
- * shares, one a block, one block a multiprocessor: every multiprocessor streams the same number of bytes. A tile that
- * several blocks share is summed from their parts in ascending order by the block that ends last. The cut depends on the
- * weights and the card alone, so a row's bits depend on neither the number of rows nor their place.
+ * y^T = W x^T: weight rows are the tensor cores' M (64 a warpgroup, 128 a tile), activation rows their N. The
+ * work of up to DS_CUDA_GROUP products over one x is a row of units, (tile of 128 weight rows) x (64 inputs),
+ * which is cut in equal shares, one a block, one block a multiprocessor: every multiprocessor streams the
+ * same number of bytes. A tile that several blocks share is summed from their parts in ascending order by the
+ * block that ends last. The cut depends on the weights and the card alone, so a row's bits depend on neither
+ * the number of rows nor their place.
  *
- * One warp asks the copy engine for tiles, several stages ahead; two warpgroups multiply. Weights do not change, so the
- * first stages are asked for before the kernels that make x have ended (programmatic dependent launch): memory works
- * while the norm or the gate before runs. Two blocks fit in a multiprocessor for that reason. */
+ * One warp asks the copy engine for tiles, several stages ahead; two warpgroups multiply. Weights do not
+ * change, so the first stages are asked for before the kernels that make x have ended (programmatic dependent
+ * launch): memory works while the norm or the gate before runs. Two blocks fit in a multiprocessor for that
+ * reason. */
 #include "kernels/cuda/sm90/maps.h"
+#include "kernels/cuda/sm90/tma.h"
 #include "kernels/cuda/sm90/wgmma.h"
 
-enum { TILE_BYTES = DS_SM90_N * DS_SM90_K * 2, CONSUMERS = 256, THREADS = CONSUMERS + 32, MIN_UNITS = 4, L2_UNITS = 10 };
+enum { TILE_BYTES = DS_SM90_N * DS_SM90_K * 2, CONSUMERS = 256, THREADS = CONSUMERS + 32, MIN_UNITS = 4 };
 
 typedef struct product {
     float *y;
@@ -30,62 +34,6 @@ typedef struct job {
 typedef struct maps {
     CUtensorMap w[DS_CUDA_GROUP], x;
 } maps;
-
-/* --- barriers and copies -------------------------------------------------------------------------------- */
-
-__device__ static uint32_t smem_of(const void *p)
-{
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
-
-__device__ static void bar_init(uint32_t bar, int count)
-{
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count));
-}
-
-__device__ static void bar_expect(uint32_t bar, int bytes)
-{
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
-}
-
-__device__ static void bar_arrive(uint32_t bar)
-{
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
-}
-
-__device__ static void bar_wait(uint32_t bar, int parity)
-{
-    asm volatile("{\n.reg .pred p;\n"
-                 "again:\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-                 "@p bra done;\n"
-                 "bra again;\n"
-                 "done:\n}\n" ::"r"(bar),
-                 "r"(parity)
-                 : "memory");
-}
-
-/* evict: weights pass once (evict first), activations are read by every block (evict last). */
-__device__ static void copy_tile(uint32_t dst, const CUtensorMap *map, int k, int row, uint32_t bar, uint64_t evict)
-{
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-                 "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(dst),
-                 "l"(map), "r"(k), "r"(row), "r"(bar), "l"(evict)
-                 : "memory");
-}
-
-/* Into the L2 only. */
-__device__ static void prefetch_tile(const CUtensorMap *map, int k, int row)
-{
-    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(k), "r"(row) : "memory");
-}
-
-__device__ static void prefetch_map(const CUtensorMap *map)
-{
-    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
-
-static __device__ const uint64_t EVICT_FIRST = 0x12F0000000000000u, EVICT_LAST = 0x14F0000000000000u;
 
 /* --- shares --------------------------------------------------------------------------------------------- */
 
@@ -111,8 +59,7 @@ __device__ static int product_of(const job *j, int tile)
 
 /* --- the two roles -------------------------------------------------------------------------------------- */
 
-template <int NT, int STAGES>
-struct ring {
+template <int NT, int STAGES> struct ring {
     static constexpr int STAGE_BYTES = TILE_BYTES + NT * DS_SM90_K * 2;
     uint32_t base, full, empty; /* shared addresses: stages, barriers [STAGES] each */
 };
@@ -127,31 +74,28 @@ __device__ static place place_of(const job *j, int unit)
     return {p, (tile - j->p[p].first_tile) * DS_SM90_N, (unit - tile * j->blocks_k) * DS_SM90_K};
 }
 
-/* Before the wait: the weights of the first stages, and those of the next units as far as the L2. Then x of those stages,
- * then stage after stage as the consumers free them. */
+/* Before the wait: the weights of the first stages. Then x of those, then stage after stage as consumers free
+ * them. */
 template <int NT, int STAGES>
 __device__ static void produce(const ring<NT, STAGES> *r, const job *j, const maps *m, int begin, int end)
 {
     const int ahead = end - begin < STAGES ? end - begin : STAGES;
-    const int far = end - begin < STAGES + L2_UNITS ? end - begin : STAGES + L2_UNITS;
     for (int i = 0; i < ahead; i++) {
         const place at = place_of(j, begin + i);
         const uint32_t full = r->full + 8 * (uint32_t)i;
         bar_expect(full, r->STAGE_BYTES);
-        copy_tile(r->base + (uint32_t)(i * r->STAGE_BYTES), &m->w[at.product], at.k, at.row, full, EVICT_FIRST);
-    }
-    for (int i = ahead; i < far; i++) {
-        const place at = place_of(j, begin + i);
-        prefetch_tile(&m->w[at.product], at.k, at.row);
+        copy_tile(r->base + (uint32_t)(i * r->STAGE_BYTES), &m->w[at.product], at.k, at.row, full,
+                  EVICT_FIRST);
     }
     ds_pdl_wait();
     for (int i = 0; i < ahead; i++)
-        copy_tile(r->base + (uint32_t)(i * r->STAGE_BYTES) + TILE_BYTES, &m->x, (begin + i) % j->blocks_k * DS_SM90_K, 0,
-                  r->full + 8 * (uint32_t)i, EVICT_LAST);
+        copy_tile(r->base + (uint32_t)(i * r->STAGE_BYTES) + TILE_BYTES, &m->x,
+                  (begin + i) % j->blocks_k * DS_SM90_K, 0, r->full + 8 * (uint32_t)i, EVICT_LAST);
     for (int i = ahead; begin + i < end; i++) {
         const int stage = i % STAGES;
         const place at = place_of(j, begin + i);
-        const uint32_t to = r->base + (uint32_t)(stage * r->STAGE_BYTES), full = r->full + 8 * (uint32_t)stage;
+        const uint32_t to = r->base + (uint32_t)(stage * r->STAGE_BYTES),
+                       full = r->full + 8 * (uint32_t)stage;
         bar_wait(r->empty + 8 * (uint32_t)stage, (i / STAGES - 1) & 1);
         bar_expect(full, r->STAGE_BYTES);
         copy_tile(to, &m->w[at.product], at.k, at.row, full, EVICT_FIRST);
@@ -164,9 +108,9 @@ __device__ static void consumers_sync(void)
     asm volatile("bar.sync 1, 256;" ::: "memory");
 }
 
-/* Sum of an output tile that several blocks hold parts of: 1 when this block is the last and acc holds the whole. */
-template <int NT>
-__device__ static int gather_parts(const job *j, int tile, float (&acc)[NT / 2], int *flag)
+/* Sum of an output tile that several blocks hold parts of: 1 when this block is the last and acc holds the
+ * whole. */
+template <int NT> __device__ static int gather_parts(const job *j, int tile, float (&acc)[NT / 2], int *flag)
 {
     const int first = block_of(j, tile * j->blocks_k), last = block_of(j, (tile + 1) * j->blocks_k - 1);
     if (first == last)
@@ -193,12 +137,15 @@ __device__ static int gather_parts(const job *j, int tile, float (&acc)[NT / 2],
 #pragma unroll
     for (int i = 0; i < NT / 2; i++)
         acc[i] = 0;
-    constexpr int TOGETHER = NT <= 16 ? 4 : NT <= 32 ? 2 : 1; /* parts in flight at once: one trip to the L2 for several */
+    constexpr int TOGETHER = NT <= 16   ? 4
+                             : NT <= 32 ? 2
+                                        : 1; /* parts in flight at once: one trip to the L2 for several */
     for (int b = first; b <= last; b += TOGETHER) {
         float v[TOGETHER][NT / 2];
 #pragma unroll
         for (int k = 0; k < TOGETHER; k++) {
-            const float *from = &j->parts[(2 * (b + k) + (share_begin(j, b + k) < tile * j->blocks_k)) * part + tid];
+            const float *from =
+                &j->parts[(2 * (b + k) + (share_begin(j, b + k) < tile * j->blocks_k)) * part + tid];
 #pragma unroll
             for (int i = 0; i < NT / 2; i++)
                 v[k][i] = b + k <= last ? __ldcg(from + (size_t)i * CONSUMERS) : 0;
@@ -212,9 +159,9 @@ __device__ static int gather_parts(const job *j, int tile, float (&acc)[NT / 2],
     return 1;
 }
 
-/* Fragment of m64nN: lane holds weight rows (warp * 16 + lane / 4) and + 8, activation rows 8 i + 2 (lane % 4) + {0, 1}. */
-template <int NT>
-__device__ static void store_tile(const job *j, int tile, const float (&acc)[NT / 2])
+/* Fragment of m64nN: lane holds weight rows (warp * 16 + lane / 4) and + 8, activation rows 8 i + 2 (lane %
+ * 4) + {0, 1}. */
+template <int NT> __device__ static void store_tile(const job *j, int tile, const float (&acc)[NT / 2])
 {
     const product *p = &j->p[product_of(j, tile)];
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
@@ -292,8 +239,7 @@ int ds_cuda_sm90_fits(const ds_linear_args *a)
     return a->w.dtype == DS_BF16 && a->w.k % 8 == 0 && a->w.k >= DS_SM90_K && (uintptr_t)a->w.data % 16 == 0;
 }
 
-template <int NT, int STAGES>
-static ds_code launch(ds_cuda *c, job *j, maps *m)
+template <int NT, int STAGES> static ds_code launch(ds_cuda *c, job *j, maps *m)
 {
     const size_t smem = (size_t)STAGES * ring<NT, STAGES>::STAGE_BYTES + 1024;
     const long long units = (long long)j->tiles * j->blocks_k;
@@ -308,8 +254,8 @@ static ds_code launch(ds_cuda *c, job *j, maps *m)
     j->rest = (int)(units % grid);
     j->parts = (float *)c->parts.p;
     j->ticket = (unsigned *)c->tickets.p;
-    DS_TRY(ds_cuda_code(c, cudaFuncSetAttribute(linear_kernel<NT, STAGES>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                (int)smem)));
+    DS_TRY(ds_cuda_code(c, cudaFuncSetAttribute(linear_kernel<NT, STAGES>,
+                                                cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem)));
     return ds_launch(c, linear_kernel<NT, STAGES>, dim3((unsigned)grid), dim3(THREADS), smem, *j, *m);
 }
 
@@ -317,7 +263,12 @@ ds_code ds_cuda_sm90_linear(ds_cuda *c, const ds_linear_args *group, int n)
 {
     job j = {};
     maps m = {};
-    const int T = group->T, k = group->w.k, nt = T <= 8 ? 8 : T <= 16 ? 16 : T <= 32 ? 32 : T <= 64 ? 64 : 128;
+    const int T = group->T, k = group->w.k,
+              nt = T <= 8    ? 8
+                   : T <= 16 ? 16
+                   : T <= 32 ? 32
+                   : T <= 64 ? 64
+                             : 128;
     j.n_products = n;
     j.T = T;
     j.blocks_k = (k + DS_SM90_K - 1) / DS_SM90_K;
