@@ -43,6 +43,10 @@ static inline void g_open(golden *g, const char *name, const ds_model_opts *more
     ds_err err = {0};
     char path[1100];
     memset(g, 0, sizeof *g);
+    ds_code code = ds_backend_open(g_device, 2, g_isa, &g->b, &err);
+    if (code == DS_EUNSUPPORTED) /* before anything is allocated: skipping does not return */
+        ds_test_skip(err.msg);
+    CHECK_OK(code, err);
     snprintf(g->dir, sizeof g->dir, "%s/tests/golden/data/%s", DS_SOURCE_DIR, name);
     snprintf(path, sizeof path, "%s/golden.json", g->dir);
     g->json = json_load_file(path, 0, &je);
@@ -56,10 +60,6 @@ static inline void g_open(golden *g, const char *name, const ds_model_opts *more
     opts.max_rows = G_ROWS;
     opts.max_logit_rows = G_LOGIT_ROWS;
     g->n_taps = opts.n_taps;
-    ds_code code = ds_backend_open(g_device, 2, g_isa, &g->b, &err);
-    if (code == DS_EUNSUPPORTED)
-        ds_test_skip(err.msg);
-    CHECK_OK(code, err);
     CHECK_OK(ds_model_open(g->dir, &opts, g->b, &g->m, &err), err);
     g->info = ds_model_get_info(g->m);
     g->stride = (g->info->max_positions + G_PAGE - 1) / G_PAGE;
