@@ -22,7 +22,7 @@ static ds_code parse(ds_request *r, int detokenize, args *a, ds_err *err)
     json_object_foreach(a->root, key, v)
     {
         if (!strcmp(key, "model") && json_is_string(v)) {
-            if (strcmp(json_string_value(v), r->d->model))
+            if (strlen(r->d->model) != json_string_length(v) || strcmp(json_string_value(v), r->d->model))
                 return ds_err_field(err, DS_ENOTFOUND, "model", "model '%.128s' is not served here",
                                     json_string_value(v));
         } else if (!detokenize && !strcmp(key, "prompt") && json_is_string(v)) {

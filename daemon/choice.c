@@ -381,7 +381,8 @@ void ds_choice_lost(void *ctx, const char *why)
         end(c); /* only its last word was lost */
         return;
     }
-    if (c->n_prompt_lp < r->prompt[c->prompt].n) { /* prompt positions come again from the start */
+    if (c->n_out == 0 &&
+        c->n_prompt_lp < r->prompt[c->prompt].n) { /* prompt positions come again from the start */
         c->n_prompt_lp = 0;
         ds_lp_clear(&c->lp);
         c->lp.chars = 0;

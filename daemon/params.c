@@ -287,7 +287,7 @@ static ds_code set_speculation(ds_params *p, const field *f, json_t *v, ds_err *
         if (strcmp(key, "mode"))
             return ds_err_field(err, DS_EINVAL, f->name, "unknown field speculation.%.64s", key);
         int m = -1;
-        for (int i = 0; i < 3 && json_is_string(x); i++)
+        for (int i = 0; i < 3 && is_plain(x); i++)
             if (!strcmp(json_string_value(x), mode[i]))
                 m = i;
         if (m < 0)
@@ -321,7 +321,7 @@ static ds_code set_tools(ds_params *p, const field *f, json_t *v, ds_err *err)
 
 static ds_code set_tool_choice(ds_params *p, const field *f, json_t *v, ds_err *err)
 {
-    const char *s = json_is_string(v) ? json_string_value(v) : "";
+    const char *s = is_plain(v) ? json_string_value(v) : "";
     if (strcmp(s, "none") && strcmp(s, "auto"))
         return ds_err_field(err, DS_EUNSUPPORTED, f->name,
                             "tool_choice must be \"none\" or \"auto\": forced calls need "
@@ -334,8 +334,8 @@ static ds_code set_tool_choice(ds_params *p, const field *f, json_t *v, ds_err *
 static ds_code set_response_format(ds_params *p, const field *f, json_t *v, ds_err *err)
 {
     (void)p;
-    const char *type = json_string_value(json_object_get(v, "type"));
-    if (type && !strcmp(type, "text"))
+    const json_t *type = json_object_get(v, "type");
+    if (is_plain(type) && !strcmp(json_string_value(type), "text"))
         return DS_OK;
     return ds_err_field(err, DS_EUNSUPPORTED, f->name, "response_format must be {\"type\": \"text\"}");
 }
@@ -343,8 +343,8 @@ static ds_code set_response_format(ds_params *p, const field *f, json_t *v, ds_e
 static ds_code set_modalities(ds_params *p, const field *f, json_t *v, ds_err *err)
 {
     (void)p;
-    const char *only = json_array_size(v) == 1 ? json_string_value(json_array_get(v, 0)) : NULL;
-    if (only && !strcmp(only, "text"))
+    const json_t *only = json_array_size(v) == 1 ? json_array_get(v, 0) : NULL;
+    if (is_plain(only) && !strcmp(json_string_value(only), "text"))
         return DS_OK;
     return ds_err_field(err, DS_EUNSUPPORTED, f->name, "modalities must be [\"text\"]");
 }

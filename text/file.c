@@ -1,14 +1,16 @@
-/* file.c - see file.h. Reads until the end instead of asking for the size, so that pipes and growing files
- * meet the same limit. */
+/* file.c - see file.h. Reads until the end instead of trusting the size, so that a growing file meets the
+ * same limit; only regular files are read. */
 #include "text/file.h"
 
 #include "base/limits.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 static ds_code read_all(FILE *f, ds_buf *out)
 {
@@ -29,9 +31,15 @@ ds_code ds_text_read_file(const char *dir, const char *name, ds_buf *out, ds_err
     char path[PATH_MAX];
     if (snprintf(path, sizeof path, "%s/%s", dir, name) >= (int)sizeof path)
         return ds_err_set(err, DS_EINVAL, "the path of %s is too long", name);
-    FILE *f = fopen(path, "rb");
-    if (!f)
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not hang the start */
+    if (fd < 0)
         return ds_err_set(err, errno == ENOENT ? DS_ENOTFOUND : DS_EIO, "%s: %s", path, strerror(errno));
+    struct stat st;
+    FILE *f = fstat(fd, &st) == 0 && S_ISREG(st.st_mode) ? fdopen(fd, "rb") : NULL;
+    if (!f) {
+        close(fd);
+        return ds_err_set(err, DS_EIO, "%s is not a regular file", path);
+    }
     ds_code code = read_all(f, out);
     fclose(f);
     if (code == DS_OK)

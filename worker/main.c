@@ -69,7 +69,7 @@ static const ds_conf_key g_keys[] = {
     {KEY(DS_CONF_BYTES, kv_bytes), "0", 0, 0x1p50, .unit = "bytes",
      .help = "KV pool; 0: what the sequences may need, at most half of the free memory"},
     {KEY(DS_CONF_INT, max_seqs), "64", 1, 4096, .unit = "requests", .help = "sequences running at once"},
-    {KEY(DS_CONF_INT, max_queue), "256", 0, 32768, .unit = "requests",
+    {KEY(DS_CONF_INT, max_queue), "256", 1, 32768, .unit = "requests",
      .help = "requests waiting in the worker"},
     {KEY(DS_CONF_INT, max_step_rows), "256", 1, 65536, .unit = "rows",
      .help = "tokens of one step; prompts are read in chunks of what decoding leaves"},

@@ -4,10 +4,12 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { MAX_BYTES = 1 << 18 };
@@ -37,8 +39,8 @@ static ds_code read_ints(const char *file, const json_t *o, const char *key, int
 {
     const json_t *list = json_object_get(o, key);
     size_t n = json_array_size(list);
-    if (n < 1 || n > (size_t)max)
-        return bad(file, key, "must be a list of some numbers", err);
+    if (!json_is_array(list) || n > (size_t)max)
+        return bad(file, key, "must be a list of numbers", err);
     for (size_t i = 0; i < n; i++) {
         json_int_t v = json_integer_value(json_array_get(list, i));
         if (v < (i ? ret[i - 1] + 1 : 0) || v > 1 << 24)
@@ -70,7 +72,9 @@ static ds_code read_body(const char *file, const json_t *root, ds_profile *p, ds
     DS_TRY(read_ints(file, verify, "rows", DS_PROFILE_POINTS, p->rows, &p->n_rows, err));
     DS_TRY(read_ints(file, verify, "contexts", DS_PROFILE_CONTEXTS, p->ctx, &p->n_ctx, err));
     DS_TRY(read_ints(file, draft, "requests", DS_PROFILE_POINTS, p->reqs, &p->n_reqs, err));
-    if (p->rows[0] < 1 || p->reqs[0] < 1)
+    if (p->n_rows < 1 || p->n_ctx < 1) /* no requests: a model too short for a block */
+        return bad(file, "rows", "and 'contexts' must hold a number or more", err);
+    if (p->rows[0] < 1 || (p->n_reqs && p->reqs[0] < 1))
         return bad(file, "rows", "and 'requests' must begin with 1 or more", err);
     if (json_array_size(seconds) != (size_t)p->n_ctx)
         return bad(file, "seconds", "must have a list for each context", err);
@@ -118,9 +122,15 @@ static ds_code check_key(const char *file, const json_t *root, const ds_profile_
 ds_code ds_profile_load(const char *file, const ds_profile_key *key, ds_profile *ret, ds_err *err)
 {
     static const ds_profile empty;
-    FILE *f = fopen(file, "rb");
-    if (!f)
+    int fd = open(file, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not hang the start */
+    if (fd < 0)
         return ds_err_set(err, errno == ENOENT ? DS_ENOTFOUND : DS_EIO, "%s: %s", file, strerror(errno));
+    struct stat st;
+    FILE *f = fstat(fd, &st) == 0 && S_ISREG(st.st_mode) ? fdopen(fd, "rb") : NULL;
+    if (!f) {
+        close(fd);
+        return ds_err_set(err, DS_ECORRUPT, "%s: is not a regular file", file);
+    }
     static char text[MAX_BYTES];
     size_t n = fread(text, 1, sizeof text, f);
     int failed = ferror(f);

@@ -212,7 +212,8 @@ int ds_sched_reserve(ds_sched *s, ds_seq *q, int tokens)
     return 1;
 }
 
-/* Pages for drafts, as far as there are free ones: speculation never makes another sequence give way. */
+/* Pages for drafts, as far as there are free ones. They stay with the sequence, which will need them for its
+ * next tokens: at most those of one block. */
 static void reserve_drafts(ds_sched *s, ds_seq *q)
 {
     if (s->conf.lookahead)

@@ -284,7 +284,7 @@ int ds_speculate_accept(ds_speculate *s, const ds_plan_item *it, ds_sample_out *
         expect(s->expect, q->survival, s->d.block, l, n);
     }
     ds_speculate_count(s, 0, l, n); /* its draft pass counted the block */
-    if (l > 0 && !s->conf.synthetic)
+    if (l > 0 && !s->conf.synthetic && !s->d.no_confidence)
         ds_live_tell(&s->live, q->confidence, l, n);
     q->n_draft = 0;
     return n;

@@ -47,9 +47,13 @@ ds_code ds_engine_create_drafted(const ds_engine_conf *conf, ds_model *model, ds
                                  ds_event_fn fn, void *ctx, ds_engine **ret, ds_err *err)
 {
     ds_target target = {model, b, ds_model_get_info(model), kv_alloc, kv_free, forward, sample, 1};
-    ds_drafter drafter = {draft,          draft ? ds_draft_get_info(draft)->block : 0,
-                          draft_kv_alloc, draft_kv_free,
-                          draft_context,  draft_propose};
+    ds_drafter drafter = {draft,
+                          draft ? ds_draft_get_info(draft)->block : 0,
+                          draft_kv_alloc,
+                          draft_kv_free,
+                          draft_context,
+                          draft_propose,
+                          draft ? !ds_draft_get_info(draft)->confidence : 0};
     return ds_engine_create_on(conf, &target, draft ? &drafter : NULL, fn, ctx, ret, err);
 }
 

@@ -25,6 +25,7 @@ typedef struct ds_drafter {
     ds_code (*context)(void *draft, const ds_kv_pool *kv, const ds_rows *rows, const float *taps,
                        const int32_t *pick, ds_err *err);
     ds_code (*propose)(void *draft, const ds_kv_pool *kv, const ds_draft_batch *b, ds_err *err);
+    int no_confidence; /* 1: without the head, confidences are stand-ins: nothing to calibrate */
 } ds_drafter;
 
 /* ds_engine_create_on: ds_engine_create over any target and drafter (NULL: none); copies both. */

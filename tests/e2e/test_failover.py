@@ -53,6 +53,29 @@ def test_a_failing_worker_loses_no_stream(stage, fault):
     assert d.metric("dspark_failed_total") == 0
 
 
+def test_a_death_keeps_the_log_probabilities_of_earlier_tokens(stage):
+    """A whole answer that changes workers half-way still lists every token of it."""
+    d = stage.router()
+    stage.fake("good", "--step-us", 5000)
+    stage.fake("bad", "--step-us", 5000, "--fault", "die", "--fault-after", 200)
+    wait_for(lambda: d.metric("dspark_workers") == 2, what="two workers")
+    lists = {}
+
+    def ask(i):
+        body = {"model": "tiny", "prompt": f"stream {i}", "max_tokens": 100, "seed": i, "logprobs": 1}
+        lists[i] = d.request("POST", "/v1/completions", body, timeout=60)[1]["choices"][0]["logprobs"]
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(60)
+    assert d.metric("dspark_moved_total") >= 1
+    for i in range(8):
+        assert len(lists[i]["tokens"]) == len(lists[i]["token_logprobs"]) == 100, f"stream {i}"
+        assert lists[i]["text_offset"] == sorted(lists[i]["text_offset"]), f"stream {i}"
+
+
 def test_kill_at_many_points(stage):
     """kill -9 again and again; a fresh worker comes each time."""
     d = stage.router()

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static ds_profile sample(void)
@@ -194,4 +195,17 @@ DS_TEST(damaged_files_are_refused)
     damaged("0.052,", "", DS_ECORRUPT, "seconds");
     damaged("\"host_seconds\": ", "\"host_seconds\": -", DS_ECORRUPT, "host_seconds");
     damaged("\"temperatures\": [", "\"temperatures\": [0.0", DS_ECORRUPT, "temperatures");
+}
+
+DS_TEST(only_regular_files_are_read)
+{
+    char path[256], dir[64];
+    ds_err err = {0};
+    ds_profile q;
+    ds_profile_key k = key();
+    file_of(path, dir);
+    CHECK(mkfifo(path, 0600) == 0);
+    CHECK(ds_profile_load(path, &k, &q, &err) == DS_ECORRUPT); /* and does not wait for a writer */
+    unlink(path);
+    rmdir(dir);
 }
