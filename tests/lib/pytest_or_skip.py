@@ -1,4 +1,5 @@
-"""Runs pytest on the given files; exits with 77 (skipped, counted by ctest) where there is no pytest."""
+"""Runs pytest on the given files; exits with 77 (skipped, counted by ctest) where there is no pytest, or where a whole
+file skips itself because a package is missing. A file without tests still fails."""
 import importlib.util
 import sys
 
@@ -8,4 +9,14 @@ if importlib.util.find_spec("pytest") is None:
 
 import pytest
 
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]]))
+
+class Skips:
+    files = 0
+
+    def pytest_collectreport(self, report):
+        self.files += report.skipped
+
+
+skips = Skips()
+code = pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]], plugins=[skips])
+sys.exit(77 if code == pytest.ExitCode.NO_TESTS_COLLECTED and skips.files else code)
