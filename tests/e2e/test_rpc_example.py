@@ -60,7 +60,8 @@ def test_cancel_and_a_client_that_dies(stage):
     stage.fake("fake-0", "--step-us", 20000)
     d.wait_ready()
     code, out, _ = ask(f"ipc://{stage.folder}/rpc", "x", "--max-tokens", 3000, "--cancel-after", 5)
-    assert code == 0 and "[cancelled: 1 prompt tokens" in out and d.metric("dspark_running") == 0
+    assert code == 0 and "[cancelled: 1 prompt tokens" in out
+    wait_for(lambda: d.metric("dspark_running") == 0, 10, "the end of the cancelled request")
     p = start(f"ipc://{stage.folder}/rpc", "x", "--max-tokens", 3000)
     wait_for(lambda: d.metric("dspark_running") == 1, 20, "the request")
     p.kill()
