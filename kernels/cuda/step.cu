@@ -2,6 +2,7 @@
  * kernels/cpu/step.c. All of a round's decisions are a few thousand values: one block admits, one warp a seat
  * accepts. `draw` is in sample.cu. */
 #include "kernels/cuda/internal.h"
+#include "kernels/cuda/rng.h"
 
 enum { ADMIT = 1024, WARP = 32, ACCEPT_PURPOSE = 2 /* DS_RNG_ACCEPT of base/rng.h */ };
 
@@ -85,7 +86,8 @@ __device__ static int winners(const float *s, int cap, int K, int block, admit_s
             high = mid;
     }
     int mine = reach(s, cap, low + 1), left = K - block_scan(mine, NULL, sh);
-    for (int k = 0; k < block; k++) { /* drafts exactly at `low` share what is left, earlier positions first */
+    for (int k = 0; k < block;
+         k++) { /* drafts exactly at `low` share what is left, earlier positions first */
         int before, tied = k < cap && __float_as_uint(s[k]) == low;
         int n = block_scan(tied, &before, sh);
         mine += tied && before < left;
@@ -152,21 +154,10 @@ ds_code ds_cuda_admit(ds_backend *b, const ds_admit_args *a)
 
 /* --- accept -------------------------------------------------------------------------------------------- */
 
-/* ds_rng_unit(ds_rng_u32(seed, DS_RNG_ACCEPT, pos, 1)) of base/rng.h: Philox4x32-10. */
+/* ds_rng_unit(ds_rng_u32(seed, DS_RNG_ACCEPT, pos, 1)) of base/rng.h. */
 __device__ static float accept_uniform(uint64_t key, uint32_t pos)
 {
-    uint32_t c0 = 0, c1 = pos, c2 = 0, c3 = ACCEPT_PURPOSE, k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
-    for (int round = 0; round < 10; round++) {
-        uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;
-        uint32_t n0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0, n2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
-        c1 = (uint32_t)p1;
-        c3 = (uint32_t)p0;
-        c0 = n0;
-        c2 = n2;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    return ((float)(c1 >> 9) + 0.5f) * 0x1p-23f;
+    return unit(philox(key, 0, pos, 0, ACCEPT_PURPOSE).y);
 }
 
 /* Row j of a seat: its token, and whether and how the seat's run of tokens ends with it. */
@@ -252,7 +243,8 @@ __global__ static void block_kernel(ds_block_args a)
 {
     ds_pdl_next();
     ds_pdl_wait();
-    int n = a.control[DS_CONTROL_N], step = gridDim.x * blockDim.x, at = blockIdx.x * blockDim.x + threadIdx.x;
+    int n = a.control[DS_CONTROL_N], step = gridDim.x * blockDim.x,
+        at = blockIdx.x * blockDim.x + threadIdx.x;
     for (int i = at; i < a.n_state; i += step)
         a.state[i] = 0;
     for (int t = at; t < a.R * a.block; t += step) {
@@ -309,5 +301,6 @@ ds_code ds_cuda_offer(ds_backend *b, const ds_offer_args *a)
     if (!block_ok(a->block) || a->R < 0)
         return DS_EINVAL;
     DS_TRY(ds_cuda_flush(c));
-    return a->R ? ds_launch(c, offer_kernel, dim3((unsigned)(a->R * a->block + 255) / 256), dim3(256), 0, *a) : DS_OK;
+    return a->R ? ds_launch(c, offer_kernel, dim3((unsigned)(a->R * a->block + 255) / 256), dim3(256), 0, *a)
+                : DS_OK;
 }
