@@ -186,12 +186,11 @@ static ds_engine_stats world(house *h, uint32_t seed, int seqs, int rows, int pa
     return s;
 }
 
-static void worlds(const char *backend, const char *head)
+/* The tiny target, and its draft with that head (NULL: none), from checkpoints in a fresh folder. */
+static void open_house(house *h, const char *backend, const char *head, char dir[64])
 {
-    static house house_;
     static const int taps[] = {0, 2};
-    house *h = &house_;
-    char dir[64] = "/tmp/dspark-resident-XXXXXX", target[80], draft[80], cmd[96];
+    char target[80], draft[80];
     ds_err err = {0};
     memset(h, 0, sizeof *h);
     ds_code code =
@@ -199,6 +198,7 @@ static void worlds(const char *backend, const char *head)
     if (code != DS_OK && strcmp(backend, "cpu") != 0)
         ds_test_skip(err.msg);
     CHECK_OK(code, err);
+    snprintf(dir, 64, "/tmp/dspark-resident-XXXXXX");
     CHECK(mkdtemp(dir) != NULL);
     snprintf(target, sizeof target, "%s/target", dir);
     snprintf(draft, sizeof draft, "%s/draft", dir);
@@ -209,6 +209,25 @@ static void worlds(const char *backend, const char *head)
         tiny_write_draft(draft, head, "");
         CHECK_OK(ds_draft_open(draft, h->m, ROWS, BATCH, h->b, &h->draft, &err), err);
     }
+}
+
+static void close_house(house *h, const char *dir)
+{
+    char cmd[96];
+    if (h->draft)
+        ds_draft_close(h->draft);
+    ds_model_close(h->m);
+    h->b->destroy(h->b);
+    snprintf(cmd, sizeof cmd, "rm -rf '%s'", dir);
+    CHECK_EQ(system(cmd), 0);
+}
+
+static void worlds(const char *backend, const char *head)
+{
+    static house house_;
+    house *h = &house_;
+    char dir[64];
+    open_house(h, backend, head, dir);
     make_asks(h);
     all_alone(h);
     uint64_t rounds = 0, steps = 0, preempted = 0, accepted = 0, hits = 0, passes = 0;
@@ -229,11 +248,7 @@ static void worlds(const char *backend, const char *head)
            (unsigned long long)preempted);
     CHECK(rounds > steps / 5 && rounds < steps && preempted > 0 && hits > 100);
     CHECK(head ? accepted > 50 && passes > 100 : accepted == 0);
-    ds_draft_close(h->draft);
-    ds_model_close(h->m);
-    h->b->destroy(h->b);
-    snprintf(cmd, sizeof cmd, "rm -rf '%s'", dir);
-    CHECK_EQ(system(cmd), 0);
+    close_house(h, dir);
 }
 
 #define WORLDS(name, head)        \
@@ -255,15 +270,9 @@ DS_TEST(newcomers_start_at_once)
 {
     static house house_;
     house *h = &house_;
-    char dir[64] = "/tmp/dspark-resident-XXXXXX", target[80], cmd[96];
+    char dir[64];
     ds_err err = {0};
-    memset(h, 0, sizeof *h);
-    CHECK_OK(ds_backend_open("cpu", 1, NULL, &h->b, &err), err);
-    CHECK(mkdtemp(dir) != NULL);
-    snprintf(target, sizeof target, "%s/target", dir);
-    tiny_write_target(target);
-    ds_model_opts opts = {.max_rows = ROWS, .max_logit_rows = ROWS};
-    CHECK_OK(ds_model_open(target, &opts, h->b, &h->m, &err), err);
+    open_house(h, "cpu", NULL, dir);
     make_asks(h);
     h->alone = 1; /* their tokens are not the matter here */
     open_engine(h, 4, ROWS, 100, 1, 1);
@@ -280,25 +289,16 @@ DS_TEST(newcomers_start_at_once)
     ds_engine_get_stats(h->e, &s);
     CHECK(s.loop_rounds >= 20);
     ds_engine_destroy(h->e); /* rounds in flight */
-    ds_model_close(h->m);
-    h->b->destroy(h->b);
-    snprintf(cmd, sizeof cmd, "rm -rf '%s'", dir);
-    CHECK_EQ(system(cmd), 0);
+    close_house(h, dir);
 }
 
 DS_TEST(loop_is_refused_where_it_cannot_be)
 {
     static house house_;
     house *h = &house_;
-    char dir[64] = "/tmp/dspark-resident-XXXXXX", target[80], cmd[96];
+    char dir[64];
     ds_err err = {0};
-    memset(h, 0, sizeof *h);
-    CHECK_OK(ds_backend_open("cpu", 1, NULL, &h->b, &err), err);
-    CHECK(mkdtemp(dir) != NULL);
-    snprintf(target, sizeof target, "%s/target", dir);
-    tiny_write_target(target);
-    ds_model_opts opts = {.max_rows = ROWS, .max_logit_rows = ROWS};
-    CHECK_OK(ds_model_open(target, &opts, h->b, &h->m, &err), err);
+    open_house(h, "cpu", NULL, dir);
     ds_engine_conf conf = {.max_seqs = 2,
                            .max_step_rows = ROWS,
                            .max_queue = 1,
@@ -309,8 +309,5 @@ DS_TEST(loop_is_refused_where_it_cannot_be)
                            .clock = ds_clock_system()};
     CHECK_EQ(ds_engine_create(&conf, h->m, h->b, on_event, h, &h->e, &err), DS_EINVAL);
     CHECK_STR(err.field, "device_loop");
-    ds_model_close(h->m);
-    h->b->destroy(h->b);
-    snprintf(cmd, sizeof cmd, "rm -rf '%s'", dir);
-    CHECK_EQ(system(cmd), 0);
+    close_house(h, dir);
 }
