@@ -142,4 +142,21 @@ static inline int g_argmax(const float *row, int v)
     return best;
 }
 
+/* Largest and mean difference of the prompt's log-probabilities from the reference. */
+static inline double g_compare(golden *g, const float *logits, double *ret_mean)
+{
+    const json_t *want = json_object_get(g->json, "logprobs");
+    double worst = 0, sum = 0;
+    int v = g->info->vocab;
+    for (int i = 0; i + 1 < g->n; i++) {
+        const float *row = logits + (size_t)i * (size_t)v;
+        double e = fabs(row[g->prompt[i + 1]] - g_logsumexp(row, v) - g_number(want, (size_t)i));
+        CHECK_MSG(isfinite(e), "position %d is not a number", i);
+        worst = e > worst ? e : worst;
+        sum += e;
+    }
+    *ret_mean = sum / (g->n - 1);
+    return worst;
+}
+
 #endif

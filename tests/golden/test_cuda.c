@@ -16,30 +16,13 @@ static void open_on(golden *g, const char *device, const char *level, const char
     g_open(g, name, &opts);
 }
 
-/* Largest and mean difference of the prompt's log-probabilities from the reference. */
-static double compare(golden *g, const float *logits, double *ret_mean)
-{
-    const json_t *want = json_object_get(g->json, "logprobs");
-    double worst = 0, sum = 0;
-    int v = g->info->vocab;
-    for (int i = 0; i + 1 < g->n; i++) {
-        const float *row = logits + (size_t)i * (size_t)v;
-        double e = fabs(row[g->prompt[i + 1]] - g_logsumexp(row, v) - g_number(want, (size_t)i));
-        CHECK_MSG(isfinite(e), "position %d is not a number", i);
-        worst = e > worst ? e : worst;
-        sum += e;
-    }
-    *ret_mean = sum / (g->n - 1);
-    return worst;
-}
-
 static void check_golden(const char *level, const char *name, int exact)
 {
     golden g;
     double mean;
     open_on(&g, "cuda", level, name, exact ? "f32" : "auto", "auto");
     float *logits = g_prefill(&g, 1, g.n, exact ? 173 : 250);
-    double worst = compare(&g, logits, &mean), bound = EXACT;
+    double worst = g_compare(&g, logits, &mean), bound = EXACT;
     if (!exact)
         bound = json_number_value(json_object_get(json_object_get(g.json, "bf16_err"), "max"));
     printf("  %s %s: log-probabilities within %.2e (mean %.2e), bound %.2e\n", level, name, worst, mean,

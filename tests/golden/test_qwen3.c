@@ -11,23 +11,6 @@
 
 static const double EXACT = 2e-4;
 
-/* Largest and mean difference of the prompt's log-probabilities from the reference. */
-static double compare(golden *g, const float *logits, double *ret_mean)
-{
-    const json_t *want = json_object_get(g->json, "logprobs");
-    double worst = 0, sum = 0;
-    int v = g->info->vocab;
-    for (int i = 0; i + 1 < g->n; i++) {
-        const float *row = logits + (size_t)i * (size_t)v;
-        double e = fabs(row[g->prompt[i + 1]] - g_logsumexp(row, v) - g_number(want, (size_t)i));
-        CHECK_MSG(isfinite(e), "position %d is not a number", i);
-        worst = e > worst ? e : worst;
-        sum += e;
-    }
-    *ret_mean = sum / (g->n - 1);
-    return worst;
-}
-
 static void check_logits(golden *g, const float *logits)
 {
     const json_t *pos = json_object_get(g->json, "logit_pos"), *rows = json_object_get(g->json, "logits");
@@ -92,7 +75,7 @@ static void check_exact_on(const char *isa, const char *name, int tap_last)
     ds_model_opts opts = {.kv_dtype = "f32", .taps = taps, .n_taps = 2};
     open_on(&g, isa, name, &opts);
     float *logits = g_prefill(&g, 1, g.n, 173);
-    double worst = compare(&g, logits, &mean);
+    double worst = g_compare(&g, logits, &mean);
     check_logits(&g, logits);
     check_taps(&g);
     int tokens = check_greedy(&g);
@@ -153,7 +136,7 @@ static void closer_than_transformers(const char *isa, const char *kv, double sha
         open_on(&g, isa, names[i], &opts);
         CHECK_EQ(g.info->kv_dtype, strcmp(kv, "f32") == 0 ? DS_F32 : DS_BF16);
         float *logits = g_prefill(&g, 1, g.n, 256);
-        double worst = compare(&g, logits, &mean);
+        double worst = g_compare(&g, logits, &mean);
         const json_t *hf = json_object_get(g.json, "bf16_err");
         double hf_max = json_number_value(json_object_get(hf, "max"));
         double hf_mean = json_number_value(json_object_get(hf, "mean"));
