@@ -11,25 +11,12 @@
  * values) is permuted to suit, alike on both sides. Queries and weights, which are f32, are split in a bf16
  * head and a bf16 rest, so that products lose nothing but the rest's last bits. */
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/mma.h"
 
 enum { WARPS = 4, PAGE = DS_ATTN_PAGE, CHUNK = 128, WARP_PAGES = 2, TILE = 16, HEADS = 4 };
 /* Splits of a row's keys, and rows of one launch (bounds the scratch). One pair for all row counts, unless
  * many rows keep the card busy anyway and results may depend on that. */
 enum { SPLITS = 16, GROUP_ROWS = 64, MANY_SPLITS = 4, MANY_GROUP_ROWS = 2048 };
-
-__device__ static void mma(float d[4], const uint32_t *a, uint32_t b0, uint32_t b1)
-{
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-                 "{%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ static uint32_t pack(float lo, float hi)
-{
-    __nv_bfloat162 v = __floats2bfloat162_rn(lo, hi);
-    return *(uint32_t *)&v;
-}
 
 /* The bf16 head of two floats, and what is left of them. */
 __device__ static uint32_t split2(float lo, float hi, uint32_t *rest)

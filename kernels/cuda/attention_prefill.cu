@@ -6,6 +6,7 @@
  * memory in tiles of 64 tokens, two in flight (cp.async, 16-byte pieces swizzled by row); an online softmax
  * in registers, as in FlashAttention-2 (Dao 2023). Queries and weights are rounded to bf16 once. */
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/mma.h"
 
 enum { WARPS = 4, THREADS = 32 * WARPS, KEYS = 64, MT = 2 /* query tiles of a warp */, PAGE = DS_ATTN_PAGE };
 
@@ -34,20 +35,6 @@ __device__ static void load4_transposed(uint32_t (&r)[4], uint32_t at)
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(at)
                  : "memory");
-}
-
-__device__ static void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
-{
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-                 "{%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ static uint32_t pack(float lo, float hi)
-{
-    __nv_bfloat162 v = __floats2bfloat162_rn(lo, hi);
-    return *(uint32_t *)&v;
 }
 
 /* Shared address of 16-byte piece `piece` of row `row` in a tile of rows of D. */
